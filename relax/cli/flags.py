@@ -1,0 +1,121 @@
+"""Which flags there are: the parameters of the script's ``main``, then those of the classes it forwards to.
+
+Knows nothing of the values a user typed.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from relax.cli.annotations import checkable, members
+from relax.cli.docstrings import describe_arguments
+from relax.cli.sources import read_module, resolve
+
+SCRIPT = "Script"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its checkable type, its default as shown to people (None: it has none), the group it is listed in."""
+
+    name: str
+    type: Any
+    default: str | None
+    description: str
+    group: str
+    required: bool = False
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether ``--name`` and ``--noname`` may stand without a value."""
+        return bool in members(self.type)
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """A class whose constructor parameters are flags too, named by its module so that it need not be imported.
+
+    Args:
+        title: heading of its group in the help.
+        module: dotted name of the module that defines the class.
+        cls: name of the class.
+        without: parameters that are not flags, because the script gives them.
+        brief: show only the first sentence of each description.
+    """
+
+    title: str
+    module: str
+    cls: str
+    without: tuple[str, ...] = ()
+    brief: bool = False
+
+
+def collect_flags(main: Callable[..., None], forwards: Iterable[Forwarded] = ()) -> dict[str, Flag]:
+    """All flags by name. The first definition of a name wins; a later one may lend it a description.
+
+    Raises:
+        UserError: a package that a forwarded class comes from is not installed.
+    """
+    flags: dict[str, Flag] = {}
+    for flag in chain(script_flags(main), *map(class_flags, forwards)):
+        known = flags.get(flag.name)
+        if known is None:
+            flags[flag.name] = flag
+        elif not known.description:
+            flags[flag.name] = replace(known, description=flag.description)
+    return flags
+
+
+def script_flags(main: Callable[..., None]) -> Iterator[Flag]:
+    """The parameters of ``main``; its ``**flags``, which receive the forwarded ones, left out."""
+    descriptions = describe_arguments(main.__doc__)
+    for name, parameter in inspect.signature(main, eval_str=True).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        default = None if required else repr(parameter.default)
+        annotation = checkable(parameter.annotation)
+        yield Flag(name, annotation, default, descriptions.get(name, ""), SCRIPT, required)
+
+
+def class_flags(forwarded: Forwarded) -> Iterator[Flag]:
+    """The parameters of the class's own ``__init__``, none of them required: the script may give them."""
+    module = read_module(forwarded.module)
+    definition = module.classes[forwarded.cls]
+    init = _own_init(definition)
+    descriptions = {
+        **describe_arguments(ast.get_docstring(definition)),
+        **describe_arguments(ast.get_docstring(init)),
+    }
+    for argument, default in _parameters(init.args):
+        if argument.arg in forwarded.without:
+            continue
+        annotation = checkable(resolve(argument.annotation, module)) if argument.annotation else Any
+        description = descriptions.get(argument.arg, "")
+        if forwarded.brief:
+            description = _first_sentence(description)
+        shown = None if default is None else ast.unparse(default)
+        yield Flag(argument.arg, annotation, shown, description, forwarded.title)
+
+
+def _own_init(definition: ast.ClassDef) -> ast.FunctionDef:
+    for statement in definition.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return statement
+    raise LookupError(f"{definition.name} has no __init__ of its own: forward to the class that defines it")
+
+
+def _parameters(arguments: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr | None]]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    without_default = len(positional) - len(arguments.defaults)
+    defaults = [*[None] * without_default, *arguments.defaults]
+    yield from list(zip(positional, defaults, strict=True))[1:]  # self
+    yield from zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+
+
+def _first_sentence(text: str) -> str:
+    sentence, stop, _ = text.partition(". ")
+    return sentence + stop.strip()

@@ -1,0 +1,134 @@
+"""Chat templates: a conversation -> its text and the spans of it to learn -> token ids and the loss mask.
+
+The template is the only authority on where a turn begins and ends. A template with ``{% generation %}`` markers says so
+itself; any other is asked by rendering prefixes of the conversation: an answer begins where the generation prompt ends
+and ends where the template, given no later turn, ends. A template that renders an earlier turn differently once later
+ones follow has no such place, and the row is refused.
+
+What is learnt of a turn: everything from the end of the generation prompt to the end-of-turn token, that included. The
+white space that templates put after it is never learnt (generation has stopped by then), and the text is cut after the
+last learnt token, because nothing behind it can change the loss.
+"""
+
+import re
+from collections.abc import Callable
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from jinja2 import TemplateError
+
+from relax.data.formats import Chat, Message
+from relax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TrainOn = Literal["completion", "last", "all"]
+Span = tuple[int, int]
+
+_GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OTHER_TEMPLATE = "give another template with --chat_template=FILE"
+_ONLY_THE_LAST = "learn the last turn only with --train_on=last, or " + _OTHER_TEMPLATE
+
+
+class Rendered(NamedTuple):
+    """A conversation as text, and the character spans to learn: in order, disjoint, not empty."""
+
+    text: str
+    spans: list[Span]
+
+    @property
+    def cuts(self) -> list[int]:
+        """Where the text changes between read and learnt: the first piece is read (it may be empty), then in turn."""
+        return [*chain.from_iterable(self.spans)]
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text cut at :attr:`cuts`; the last cut is the end of the text."""
+        return [self.text[start:end] for start, end in pairwise([0, *self.cuts])]
+
+
+class ChatRenderer:
+    """Renders conversations with the tokenizer's chat template and finds the spans to learn in them.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or several without a default.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        if tokenizer.chat_template is None:
+            raise UserError("the rows are chat messages and the tokenizer has no chat template: " + _OTHER_TEMPLATE)
+        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+            raise UserError(f"the tokenizer's templates {sorted(tokenizer.chat_template)} have no 'default'; {_OTHER_TEMPLATE}")
+        self.template: str = tokenizer.get_chat_template()
+        self.special_tokens: dict[str, str] = tokenizer.special_tokens_map
+        self.has_markers = _GENERATION_MARKER.search(self.template) is not None
+
+    def render(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
+        """The conversation as text, optionally opened for the next answer."""
+        return self._render(messages, generation_prompt=generation_prompt).text
+
+    def learn(self, chat: Chat, train_on: TrainOn) -> Rendered:
+        """The conversation's text up to the last learnt token, and what of it is learnt.
+
+        ``train_on``: "completion" the answers that ``chat`` names, "last" only its last, "all" every token.
+
+        Raises:
+            UserError: the template fails on these messages, or does not say where an answer begins or ends.
+        """
+        if train_on == "all":
+            text = self.render(chat.messages).rstrip()
+            return Rendered(text, [(0, len(text))])
+        answers = chat.answers if train_on == "completion" else chat.answers[-1:]
+        messages = chat.messages[: answers[-1] + 1]  # what follows the last answer is neither learnt nor seen by it
+        marked = self._render(messages, mark=self.has_markers)
+        spans = self._marked_spans(messages, answers[0], marked) or self._prefix_spans(messages, answers, marked.text)
+        return Rendered(marked.text[: spans[-1][1]], spans)
+
+    def _render(self, messages: list[Message], *, generation_prompt: bool = False, mark: bool = False) -> Rendered:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, marks = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.template,
+                add_generation_prompt=generation_prompt,
+                return_assistant_tokens_mask=mark,
+                **self.special_tokens,
+            )
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise UserError(f"the chat template fails on these messages ({error}); correct them or {_OTHER_TEMPLATE}") from None
+        return Rendered(texts[0], marks[0] if mark else [])
+
+    def _marked_spans(self, messages: list[Message], first: int, marked: Rendered) -> list[Span]:
+        """The spans that the template's own markers give, from turn ``first`` on; none if it marks nothing.
+
+        An end-of-sequence token right behind a span belongs to it: without it the model would never learn to stop.
+        """
+        before = self._common(messages[:first], marked.text) if marked.spans and first > 0 else 0
+        eos = self.special_tokens.get("eos_token", "")
+        spans = []
+        for start, end in marked.spans:
+            if eos and marked.text.startswith(eos, end):
+                end += len(eos)
+            end = start + len(marked.text[start:end].rstrip())
+            if start >= before and end > start:
+                spans.append((start, end))
+        return spans
+
+    def _common(self, messages: list[Message], text: str) -> int:
+        before = self.render(messages)
+        if not text.startswith(before):
+            raise UserError("the chat template renders the turns before the answer differently when it follows them")
+        return len(before)
+
+    def _prefix_spans(self, messages: list[Message], answers: list[int], text: str) -> list[Span]:
+        """The spans found by rendering the conversation up to each answer, without and with it."""
+        spans: list[Span] = []
+        for turn in answers:
+            start = self._start_of(messages[:turn], text, turn, _OTHER_TEMPLATE if turn == answers[0] else _ONLY_THE_LAST)
+            end = self._end_of(messages[: turn + 1], text)
+            if end <= start or (spans and start < spans[-1][1]):
+                raise UserError(f"the chat template renders the assistant turn {turn + 1} to nothing; {_OTHER_TEMPLATE}")
+            spans.append((start, end))
+        return spans

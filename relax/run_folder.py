@@ -1,0 +1,78 @@
+"""The folder of a run: whose it is, where to resume, and a promise that no other run is overwritten unasked.
+
+    run.json          marks the folder as a run's (format, time, trainer)
+    config.yaml       the resolved flags; ``--config`` takes it back (written by the scripts)
+    metrics.jsonl     one line a logged step
+    checkpoints/      what ``--resume=auto`` continues from
+    model/            the exported model or adapter
+"""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from relax.checkpoint_io import latest_checkpoint
+from relax.errors import UserError
+
+MARKER = "run.json"
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return folder / "checkpoints"
+
+
+def resume_point(folder: Path | None, resume: str | None) -> Path | None:
+    """The checkpoint to continue from, or None to start at the beginning.
+
+    ``auto`` takes the newest intact one of ``folder``; a folder without one (the job died before the first) starts anew.
+
+    Raises:
+        UserError: ``auto`` without a folder, or a path that does not exist.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        if folder is None:
+            raise UserError("--resume=auto needs the run's folder; add --output_dir=FOLDER")
+        return latest_checkpoint(checkpoint_folder(folder))
+    path = Path(resume)
+    if not path.exists():
+        raise UserError(f"--resume must be 'auto' or a checkpoint that exists, got {resume}")
+    return path
+
+
+def claim(folder: Path, *, kind: str, resume: bool, overwrite: bool) -> None:
+    """Make ``folder`` this run's.
+
+    Raises:
+        UserError: it holds another run or foreign files, or cannot be written.
+    """
+    held = (folder / MARKER).exists()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir must be a folder, got the file {folder}")
+    if held and not resume:
+        if not overwrite:
+            raise UserError(
+                f"{folder} already holds a run; continue it with --resume=auto, replace it with --overwrite, "
+                "or choose another --output_dir"
+            )
+        _clear(folder)
+    elif not held and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"output_dir must be new, empty or a run's, got {folder}, which holds other files")
+    try:
+        checkpoint_folder(folder).mkdir(parents=True, exist_ok=True)
+        if not (folder / MARKER).exists():
+            made = {"trainer": kind, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            (folder / MARKER).write_text(json.dumps(made) + "\n")
+    except OSError as error:
+        raise UserError(f"output_dir must be writable, got {folder} ({error.strerror}); choose --output_dir") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run writes, and nothing else."""
+    for name in ("checkpoints", "model", "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (MARKER, "config.yaml", "metrics.jsonl", "samples.jsonl", "mlflow_run_id"):
+        (folder / name).unlink(missing_ok=True)

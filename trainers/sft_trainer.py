@@ -1,0 +1,77 @@
+"""Supervised fine-tuning: cross-entropy on the tokens the loss mask names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from relax import causal_lm
+from relax.data.batches import Batch
+from relax.data.formats import tokenize_rows
+from relax.data.tokenized import TokenizedDataset
+from relax.errors import UserError
+from relax.losses import weighted_logprob_sum
+from trainers.trainer import Trainer
+
+Rows = TokenizedDataset | Sequence[Mapping[str, Any]]
+
+
+class SFTTrainer(Trainer):
+    """Fine-tune a causal language model on examples.
+
+    Args:
+        model: as for ``Trainer``; so are all further keywords.
+        tokenizer: the model's tokenizer, with the chat template that ``messages`` rows are rendered with.
+        train_dataset: rows with ``text``, ``prompt`` and ``completion``, or ``messages``; or tokenized ones.
+        val_dataset: held-out rows of the same kind.
+        max_length: tokens of a row; longer rows are cut at the end and counted. None leaves them whole.
+        train_on: completion trains completions (of ``messages``: all assistant turns), last only the last assistant
+            turn, all every token.
+
+    Raises:
+        UserError: rows that cannot be used, or a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        train_dataset: Rows,
+        val_dataset: Rows | None = None,
+        max_length: int | None = 1024,
+        train_on: Literal["completion", "last", "all"] = "completion",
+        **settings: Any,
+    ) -> None:
+        def tokenized(rows: Rows, where: str) -> TokenizedDataset:
+            if isinstance(rows, TokenizedDataset):
+                return rows
+            return tokenize_rows(rows, tokenizer, max_length=max_length, train_on=train_on, where=where)
+
+        held_out = None if val_dataset is None else tokenized(val_dataset, "validation data")
+        super().__init__(
+            model, tokenizer, train_dataset=tokenized(train_dataset, "training data"), val_dataset=held_out, **settings
+        )
+
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """-sum_t log p(y_t) / targets of the whole optimizer step; entropy (nats) and token accuracy likewise.
+
+        Raises:
+            UserError: the batch has no target.
+        """
+        if not len(batch.targets):
+            raise UserError(f"a batch needs a trainable token, rows {batch.rows} have none; check their loss masks")
+        weights = batch.weights * (batch.step_micro_batches / batch.step_targets)
+        logprob_sum, tokens = weighted_logprob_sum(
+            causal_lm.hidden_states(self.model, batch),
+            causal_lm.language_head(self.model),
+            batch.targets,
+            weights,
+            compiled=self.compiles_loss,
+        )
+        metrics = {"entropy": (weights * tokens.entropy).sum(), "token_accuracy": (weights * tokens.correct).sum()}
+        return -logprob_sum, metrics
+
+    def validation_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss, token accuracy, entropy, and perplexity = exp(loss)."""
+        return means | {"perplexity": means["loss"].exp()}

@@ -1,0 +1,413 @@
+"""The abstract trainer: what every way of fine-tuning shares.
+
+It owns the life cycle: optimizer, schedule, batch layout, checkpoint content, figures of a step, ``train()``. The maths
+is the subclass's ``compute_loss``. Everything that only watches or steers is a Lightning callback.
+"""
+
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from relax import causal_lm, checks, run_folder
+from relax.cli import dump_config
+from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, collate_padded, epoch_steps
+from relax.data.loader import ResumableLoader
+from relax.data.tokenized import TokenizedDataset
+from relax.errors import UserError
+from relax.export import export_model, model_card
+from relax.lora import enable_gradient_checkpointing
+from relax.models import pad_id
+from relax.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimizerFactory,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+    total_norm,
+)
+from relax.seeding import seed_generators
+
+
+class Trainer(L.LightningModule, ABC):
+    """A LightningModule that trains a causal language model; subclasses say with which loss.
+
+    ``train()`` runs the job; ``lightning.Trainer(...).fit(module)`` gives the same losses.
+
+    Args:
+        model: transformers causal language model, or a PEFT model around one.
+        tokenizer: the model's tokenizer.
+        train_dataset: tokenized rows; subclasses tokenize plain ones.
+        val_dataset: held-out rows; None skips validation.
+        learning_rate: the highest rate of the schedule.
+        weight_decay: on matrices; biases and norms never decay.
+        betas: Adam's moments; the first is the momentum of sgd.
+        optimizer: adamw, adam, sgd, adafactor; from Python also a callable from parameter groups to an optimizer.
+        schedule: of the learning rate over optimizer steps; wsd is stable, then decays linearly.
+        warmup_steps: optimizer steps of linear warm-up; not together with warmup_ratio.
+        warmup_ratio: the same as a share of all optimizer steps.
+        min_lr_ratio: where the schedule ends, as a share of learning_rate.
+        decay_ratio: share of the run in which schedule=wsd decays.
+        batch_size: sequences in one optimizer step, over all devices.
+        micro_batch_size: sequences one device computes at a time; default: its whole share of batch_size.
+        layout: packed lays sequences end to end without padding, padded fills up to the longest, auto packs where the
+            model can; speed changes, the gradient does not.
+        group_by_length: put rows of like length into the same optimizer step (less padding, less random order).
+        data_workers: processes that build batches; 0 builds them in the training process.
+        seed: the order of the data and the noise of every step are functions of it.
+        gradient_checkpointing: compute activations again in backward, to save memory.
+        compile_loss: fuse the softmax over the vocabulary with torch.compile; default: on CUDA.
+        val_every_n_steps: validate every so many optimizer steps; default: after each epoch.
+        merge_adapter: at export, also write the model with the adapter merged into it.
+        output_dir: the run's folder; None writes nothing.
+        resume: auto, or a checkpoint's path, to continue a run.
+        overwrite: replace another run in output_dir.
+        config: settings to record in output_dir and in the logger, beside the trainer's own.
+        callbacks: Lightning callbacks.
+        logger: a Lightning logger, or False.
+        lightning: everything else goes to ``lightning.Trainer``: devices, num_nodes, strategy, precision, max_steps,
+            max_epochs (default 1), gradient_clip_val, accumulate_grad_batches, ...
+
+    Raises:
+        UserError: a value or a combination that cannot work, naming the flag to change.
+    """
+
+    strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing is missing
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        train_dataset: TokenizedDataset,
+        val_dataset: TokenizedDataset | None = None,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: str | OptimizerFactory = "adamw",
+        schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine",
+        warmup_steps: int | None = None,
+        warmup_ratio: float | None = None,
+        min_lr_ratio: float = 0.0,
+        decay_ratio: float = 0.3,
+        batch_size: int = 32,
+        micro_batch_size: int | None = None,
+        layout: Literal["auto", "packed", "padded"] = "auto",
+        group_by_length: bool = False,
+        data_workers: int = 0,
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+        compile_loss: bool | None = None,
+        val_every_n_steps: int | None = None,
+        merge_adapter: bool = False,
+        output_dir: str | Path | None = None,
+        resume: str | None = None,
+        overwrite: bool = False,
+        config: Mapping[str, Any] | None = None,
+        callbacks: Sequence[L.Callback] = (),
+        logger: Logger | Literal[False] = False,
+        **lightning: Any,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.train_data, self.val_data = train_dataset, val_dataset
+        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
+        self.optimizer, self.schedule = optimizer, schedule
+        self.warmup_steps, self.warmup_ratio = warmup_steps, warmup_ratio
+        self.min_lr_ratio, self.decay_ratio = min_lr_ratio, decay_ratio
+        self.batch_size, self.micro_batch_size, self.layout = batch_size, micro_batch_size, layout
+        self.group_by_length, self.data_workers, self.seed = group_by_length, data_workers, seed
+        self.compile_loss, self.val_every_n_steps, self.merge_adapter = compile_loss, val_every_n_steps, merge_adapter
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.resume, self.overwrite = resume, overwrite
+        self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
+        self._window: dict[str, Tensor] = {}
+        self._window_size = 0
+        self._check()
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        recorded = self._plain_settings() | {"gradient_checkpointing": gradient_checkpointing}
+        self.save_hyperparameters(recorded | dict(config or {}))
+
+    @abstractmethod
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch and its detached figures.
+
+        Both are scaled so that the mean over the micro-batches of an optimizer step, on all ranks, is the value of the
+        whole step: sum over tokens x ``batch.step_micro_batches`` / (denominator of the step).
+        """
+
+    # The run
+
+    def train(self, mode: bool | None = None) -> Self:
+        """Run the job, or continue it; afterwards ``self.trainer`` is the ``lightning.Trainer`` that ran it.
+
+        With ``mode``, and inside a run, it is ``nn.Module.train``: switch between training and evaluation mode.
+
+        Raises:
+            UserError: the output folder holds another run, or the checkpoint cannot be used.
+        """
+        if mode is not None or self._running():
+            return super().train(True if mode is None else mode)
+        checkpoint = run_folder.resume_point(self.output_dir, self.resume)
+        if self.output_dir is not None and rank_zero_only.rank == 0:
+            kind, resumed = type(self).__name__, self.resume is not None
+            run_folder.claim(self.output_dir, kind=kind, resume=resumed, overwrite=self.overwrite)
+            dump_config(self.output_dir / "config.yaml", dict(self.hparams))
+        self.lightning_trainer().fit(self, ckpt_path=checkpoint, weights_only=True)
+        return self
+
+    def unfreeze(self) -> None:
+        """Make every parameter trainable. Lightning's own would call ``self.train()`` and so start a run."""
+        self.requires_grad_(True)
+        super().train(True)
+
+    def lightning_trainer(self) -> L.Trainer:
+        """The ``lightning.Trainer`` of this run, its accumulation derived from ``batch_size`` and the devices.
+
+        Raises:
+            UserError: devices that do not exist, or a batch size that they do not divide.
+        """
+        saves = any(isinstance(c, Checkpoint) for c in self._callbacks)
+        arguments = {
+            "enable_checkpointing": saves,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "default_root_dir": self.output_dir,
+        } | self._lightning
+        if not {"max_steps", "max_epochs", "max_time"} & set(self._lightning):
+            arguments["max_epochs"] = 1
+        try:
+            trainer = L.Trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"lightning refuses these settings: {' '.join(str(error).split())}") from error
+        layout = self._cut(trainer.num_nodes * trainer.num_devices, self._lightning.get("accumulate_grad_batches"))
+        trainer.accumulate_grad_batches = layout.accumulate
+        if self.val_every_n_steps is not None:
+            trainer.val_check_interval = self.val_every_n_steps * layout.accumulate
+            trainer.check_val_every_n_epoch = None
+        return trainer
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook: fix the batch layout and look whether the model computes what ReLax thinks it does."""
+        if stage != "fit":
+            return
+        self._layout = self._cut(self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
+        causal_lm.check_head(self.model)
+        packs = self.layout != "padded" and causal_lm.isolate_documents(self.model)
+        if self.layout == "packed" and not packs:
+            raise UserError(
+                "--layout=packed needs a model that keeps packed documents apart, "
+                f"{type(causal_lm.base_model(self.model)).__name__} does not; use --layout=padded"
+            )
+        self._collate = partial(collate_packed if packs else collate_padded, pad_id=pad_id(self.tokenizer))
+
+    def teardown(self, stage: str) -> None:
+        """Lightning's hook: leave the model as it came."""
+        causal_lm.restore_attention(self.model)
+
+    # Data
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Lightning's hook: the micro-batches of this rank."""
+        return ResumableLoader(
+            self._epoch_batches,
+            epoch=lambda: self.current_epoch,
+            processed=lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed,
+            identity={
+                "data": self.train_data.fingerprint,
+                "seed": self.seed,
+                "batch_size": self.batch_size,
+                "micro_batch_size": self._layout.micro_batch_size,
+                "number of devices": self._layout.world_size,
+            },
+            workers=self.data_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _epoch_batches(self, epoch: int) -> EpochBatches:
+        steps = epoch_steps(self.train_data.lengths, self.batch_size, self.seed, epoch, self.group_by_length)
+        return EpochBatches(self.train_data, steps, self._layout, self.global_rank, self._collate)
+
+    def val_dataloader(self) -> EpochBatches | list[Any]:
+        """Lightning's hook: the held-out rows of this rank, as one step over the whole set."""
+        if self.val_data is None:
+            return []
+        layout = Layout.whole(len(self.val_data), self._layout.world_size, self._layout.micro_batch_size)
+        everything = [torch.arange(len(self.val_data)).numpy()]
+        return EpochBatches(self.val_data, everything, layout, self.global_rank, self._collate)
+
+    # One step
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Noise is a function of (seed, rank, epoch, micro-batch): a resumed run draws the same."""
+        seed_generators(self.seed, self.global_rank, self.current_epoch, batch_idx)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Lightning's hook."""
+        loss, metrics = self.compute_loss(batch)
+        self._collect({"loss": loss.detach(), **metrics})
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the figures of the whole optimizer step, over its micro-batches and all ranks."""
+        figures = self._collected()
+        figures["grad_norm"] = total_norm(self.model.parameters())
+        figures["learning_rate"] = torch.tensor(optimizer.param_groups[0]["lr"])
+        self.log_dict({f"train/{name}": value for name, value in figures.items()})
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a validation's figures anew (training's are complete: validation runs between optimizer steps)."""
+        self._window, self._window_size = {}, 0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook."""
+        loss, metrics = self.compute_loss(batch)
+        self._collect({"loss": loss, **metrics})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole held-out set."""
+        figures = self.validation_figures(self._collected())
+        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+
+    def validation_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What to log of a validation, given the means of ``compute_loss`` over the held-out set."""
+        return means
+
+    def _collect(self, figures: dict[str, Tensor]) -> None:
+        window = self._window
+        self._window = {name: window[name] + value if window else value for name, value in figures.items()}
+        self._window_size += 1
+
+    def _collected(self) -> dict[str, Tensor]:
+        """Means over the micro-batches and ranks since the last call; one exchange between ranks for all of them."""
+        values = torch.stack([value.float() for value in self._window.values()]) / self._window_size
+        values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        means = dict(zip(self._window, values, strict=True))
+        self._window, self._window_size = {}, 0
+        return means
+
+    # Optimizer, checkpoint, export
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Lightning's hook: schedules count optimizer steps."""
+        # A fused optimizer unscales fp16 gradients inside its step, after they should have been clipped.
+        clips_fp16 = self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None
+        optimizer = build_optimizer(
+            self.optimizer,
+            parameter_groups(self.model, self.weight_decay),
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            fused=not clips_fp16,
+        )
+        total = self.trainer.estimated_stepping_batches
+        scheduler = build_schedule(
+            optimizer,
+            self.schedule,
+            total_steps=total,
+            warmup_steps=self.warmup_steps or round((self.warmup_ratio or 0.0) * total),
+            min_ratio=self.min_lr_ratio,
+            decay_ratio=self.decay_ratio,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained: under LoRA the adapter, never the frozen backbone."""
+        trained = self._trained()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, or of the same model with other weights trained.
+
+        Raises:
+            UserError: a tensor is missing, superfluous or of another shape.
+        """
+        trained = {name: tuple(p.shape) for name, p in self._trained().items()}
+        saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        different = sorted(name for name in trained.keys() | saved.keys() if trained.get(name) != saved.get(name))
+        if different:
+            name = different[0]
+            raise UserError(
+                f"the checkpoint belongs to another model: {name} is {saved.get(name, 'absent')} there and "
+                f"{trained.get(name, 'not trained')} here ({len(different)} tensors differ); check --model and --lora_*"
+            )
+
+    def export(self, folder: Path) -> None:
+        """Write the model, or its adapter, with the tokenizer and a model card, as Hugging Face users load it."""
+        if self.global_rank == 0:
+            figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            card = model_card(figures=figures, settings=dict(self.hparams), trainer=type(self).__name__)
+            export_model(self.model, self.tokenizer, folder, merge_adapter=self.merge_adapter, card=card)
+        self.trainer.strategy.barrier()
+
+    @property
+    def compiles_loss(self) -> bool:
+        """Whether the softmax over the vocabulary is compiled: where asked, else on CUDA."""
+        return self.device.type == "cuda" if self.compile_loss is None else self.compile_loss
+
+    # Details
+
+    def _running(self) -> bool:
+        # Not self.trainer: it raises while no trainer is attached.
+        return self._trainer is not None and self._trainer.state.status == "running"
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _cut(self, world_size: int, accumulate: int | None) -> Layout:
+        return Layout.of(self.batch_size, world_size, self.micro_batch_size, accumulate)
+
+    def _check(self) -> None:
+        checks.positive(learning_rate=self.learning_rate, batch_size=self.batch_size, decay_ratio=self.decay_ratio)
+        checks.positive(micro_batch_size=self.micro_batch_size, val_every_n_steps=self.val_every_n_steps)
+        checks.between(0, float("inf"), weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        checks.between(0, float("inf"), data_workers=self.data_workers)
+        checks.between(0, 1, warmup_ratio=self.warmup_ratio, min_lr_ratio=self.min_lr_ratio)
+        checks.between(0, 0.999999, betas=max(self.betas))
+        checks.one_of(SCHEDULES, schedule=self.schedule)
+        checks.one_of(("auto", "packed", "padded"), layout=self.layout)
+        checks.not_both(warmup_steps=self.warmup_steps, warmup_ratio=self.warmup_ratio)
+        checks.not_both(resume=self.resume, overwrite=self.overwrite)
+        if isinstance(self.optimizer, str):
+            checks.one_of(OPTIMIZERS, optimizer=self.optimizer)
+        known = inspect.signature(L.Trainer).parameters
+        for name in self._lightning:
+            if name not in known:
+                raise UserError(f"unknown argument {name}{checks.nearest(name, [*known, *self._plain_settings()])}")
+        if self.val_data is None and self.val_every_n_steps is not None:
+            warnings.warn("--val_every_n_steps has no effect without validation data", stacklevel=4)
+        if self.schedule == "constant" and self.min_lr_ratio:
+            warnings.warn("--min_lr_ratio has no effect with --schedule=constant", stacklevel=4)
+        if self.output_dir is not None and not any(isinstance(c, Checkpoint) for c in self._callbacks):
+            warnings.warn(
+                f"no checkpoint will be written to {self.output_dir}: pass callbacks=callbacks.default_callbacks(...)",
+                stacklevel=4,
+            )
+
+    def _plain_settings(self) -> dict[str, Any]:
+        """What a checkpoint and a logger can keep: plain values only."""
+        names = (
+            "learning_rate weight_decay betas schedule warmup_steps warmup_ratio min_lr_ratio decay_ratio batch_size "
+            "micro_batch_size layout group_by_length data_workers seed compile_loss val_every_n_steps merge_adapter"
+        )
+        plain = (bool, int, float, str)
+        own = {name: self.__dict__[name] for name in names.split()}
+        own["betas"] = list(self.betas)
+        own["optimizer"] = self.optimizer if isinstance(self.optimizer, str) else type(self.optimizer).__qualname__
+        return own | {k: v for k, v in self._lightning.items() if isinstance(v, plain)}
