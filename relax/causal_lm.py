@@ -4,13 +4,15 @@ Not a model of our own: the modules, masks and caches stay those of transformers
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from relax.data.batches import Batch
+from relax.data.batches import Batch, collate_packed
+from relax.data.tokenized import Sample
 from relax.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,7 +106,6 @@ def restore_attention(model: nn.Module) -> None:
         inner.set_attn_implementation("sdpa")
 
 
-@torch.no_grad()
 def check_head(model: nn.Module) -> None:
     """Refuse a model whose own logits are not ``head(hidden state)``: its loss here would be another one's.
 
@@ -113,36 +114,50 @@ def check_head(model: nn.Module) -> None:
     """
     inner = base_model(model)
     ids = _some_ids(model, 4)
-    theirs = inner(input_ids=ids, use_cache=False).logits[0]
-    ours = language_head(model)(inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
-    # Half precision: the same operations in another order.
-    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+    with _probing(model):
+        theirs = inner(input_ids=ids, use_cache=False).logits[0]
+        ours = language_head(model)(inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    if not _alike(ours, theirs):
         raise UserError(
             f"{type(inner).__name__} changes its logits in a way ReLax does not know, so its loss would be wrong; "
             "supported are a bias, logit_scale, logits_scaling and final_logit_softcapping"
         )
 
 
-@torch.no_grad()
 def _keeps_documents_apart(model: nn.Module) -> bool:
     """Whether two documents in one row give each the hidden states that it has alone."""
-    from relax.data.batches import collate_packed
-
-    ids = _some_ids(model, 9)[0].tolist()
-    batch = collate_packed([ids[:5], ids[5:]])
-    device = base_model(model).device
-    try:
-        together = _last_hidden_state(model, batch.to(device))[0]
-    except (TypeError, ValueError):  # the architecture takes no position ids or refuses the attention function
-        return False
-    inner = base_model(model).base_model
-    for document, alike in ((ids[:5], together[:5]), (ids[5:], together[5:])):
-        alone = inner(input_ids=torch.tensor([document], device=device), use_cache=False).last_hidden_state[0]
-        if not torch.allclose(alone.float(), alike.float(), rtol=1e-2, atol=1e-2 * float(alone.abs().max())):
+    ids = _some_ids(model, 9)[0]
+    first, second = (Sample.of(part.tolist(), [False] * len(part)) for part in (ids[:5], ids[5:]))
+    batch = collate_packed([first, second]).to(ids.device)
+    with _probing(model):
+        alone = [base_model(model).base_model(input_ids=x[None], use_cache=False) for x in (ids[:5], ids[5:])]
+        try:
+            together = _last_hidden_state(model, batch)[0]
+        except (TypeError, ValueError):  # the architecture takes no position ids, or refuses the attention function
             return False
-    return True
+    return _alike(together, torch.cat([output.last_hidden_state[0] for output in alone]))
+
+
+@contextmanager
+def _probing(model: nn.Module) -> Iterator[None]:
+    """No dropout, no gradient; every module's mode as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Equal up to the order of operations; a wrong scale or mask is orders of magnitude away."""
+    tolerance = torch.finfo(theirs.dtype).eps ** 0.5
+    return float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
 
 
 def _some_ids(model: nn.Module, count: int) -> Tensor:
-    vocabulary = base_model(model).get_input_embeddings().weight.shape[0]
-    return (torch.arange(count, device=base_model(model).device) * 7 + 1).remainder(vocabulary)[None]
+    inner = base_model(model)
+    vocabulary = inner.get_input_embeddings().num_embeddings
+    return (torch.arange(count, device=inner.device) * 7 + 1).remainder(vocabulary)[None]

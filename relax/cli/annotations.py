@@ -18,6 +18,12 @@ CONTAINERS: dict[Any, type] = {
     collections.abc.Collection: list,
     collections.abc.Mapping: dict,
 }
+_NAMES: dict[Any, str] = {
+    **{scalar: scalar.__name__.lower() for scalar in SCALARS},
+    NoneType: "None",
+    Any: "any",
+    Ellipsis: "...",
+}
 
 
 class Unknown:
@@ -56,26 +62,28 @@ def _prune_member(annotation: Any) -> Any:
     if annotation in (*SCALARS, NoneType, Any) or is_literal(annotation):
         return annotation
     kind = container(annotation)
+    if kind is None:
+        return Unknown
     arguments = tuple(_prune(argument) for argument in get_args(annotation))
-    if kind is None or Unknown in arguments:
+    if Unknown in arguments:
         return Unknown
     return kind[arguments] if arguments else kind  # type: ignore[index]
 
 
 def describe(annotation: Any) -> str:
     """The annotation as the help and the errors show it; the choices of a ``Literal`` in braces."""
-    return " | ".join(_describe_member(member) for member in members(annotation))
+    literals = [member for member in members(annotation) if is_literal(member)]
+    choices = [str(choice) for literal in literals for choice in get_args(literal)]
+    braces = ["{" + ", ".join(dict.fromkeys(choices)) + "}"] if choices else []  # 16 and '16' are typed alike
+    return " | ".join(
+        [*braces, *(_describe_member(member) for member in members(annotation) if member not in literals)]
+    )
 
 
 def _describe_member(annotation: Any) -> str:
-    if is_literal(annotation):
-        return "{" + ", ".join(dict.fromkeys(map(str, get_args(annotation)))) + "}"
-    if annotation is Any:
-        return "any"
-    if annotation is Ellipsis:
-        return "..."
+    if annotation in _NAMES:
+        return _NAMES[annotation]
     kind = container(annotation)
-    if kind is None:
-        return {NoneType: "None", Path: "path"}.get(annotation, str(annotation.__name__))
+    assert kind is not None, f"{annotation} is not checkable"
     arguments = [describe(argument) for argument in get_args(annotation)]
     return f"{kind.__name__}[{', '.join(arguments)}]" if arguments else kind.__name__

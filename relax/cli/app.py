@@ -13,7 +13,7 @@ from relax.cli.flags import Flag, Forwarded, collect_flags
 from relax.cli.help import format_help, group_flags
 from relax.cli.values import coerce
 from relax.cli.yaml12 import Node
-from relax.errors import UserError
+from relax.errors import TrainingStopped, UserError
 
 _CONFIG = Flag("config", Path, None, "YAML file of flags; those on the command line win over it.", "General")
 _HELP = Flag("help", bool, None, "Show this text and stop.", "General")
@@ -30,7 +30,8 @@ def run(
 
     ``main`` receives the flags that were given; forwarded ones arrive in its ``**kwargs``. The flags ``--config`` and
     ``--help`` are added. A `UserError`, from here or from ``main``, is printed in one line and ends the process with
-    code 2 (with ``RELAX_TRACEBACK=1`` in the environment its traceback is shown too); Ctrl-C ends it with 130.
+    code 2, a `TrainingStopped` likewise with 1 (with ``RELAX_TRACEBACK=1`` in the environment the traceback is shown
+    too); Ctrl-C ends it with 130.
 
     Args:
         main: the script; its docstring, Google style, is the help.
@@ -46,11 +47,11 @@ def run(
             print(format_help(_program(), main.__doc__, titled))
             return
         main(**parse_flags(argv, flags))
-    except UserError as error:
+    except (UserError, TrainingStopped) as error:
         if os.environ.get("RELAX_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -70,9 +71,9 @@ def parse_flags(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any
         refuse_unknown(from_file, flags, str(path))
         sources = dict.fromkeys(from_file, str(path)) | sources
         given = from_file | given
-    missing = [f"--{flag.name}" for flag in flags.values() if flag.required and flag.name not in given]
+    missing = [f"--{flag.name}=..." for flag in flags.values() if flag.required and flag.name not in given]
     if missing:
-        raise UserError(f"missing required {' '.join(missing)}: give a value, --help says which")
+        raise UserError(f"this script needs {' '.join(missing)}; --help describes its flags")
     return {name: _check(flags[name], node, sources[name]) for name, node in given.items()}
 
 
@@ -80,7 +81,7 @@ def _check(flag: Flag, node: Node, source: str) -> Any:
     try:
         return coerce(node, flag.type)
     except ValueError as error:
-        raise UserError(f"--{flag.name} (from {source}) {error}") from error
+        raise UserError(f"--{flag.name} {error} (from {source})") from error
 
 
 def _program() -> str:

@@ -5,11 +5,12 @@ arguments. So unknown and repeated flags are refused here before it parses, and 
 notes what it is given.
 """
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
+from relax.checks import nearest
 from relax.cli.flags import Flag
 from relax.errors import UserError
 
@@ -24,7 +25,7 @@ def parse_arguments(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str,
         UserError: a token that is not a known flag or its value, a flag given twice or without its value.
     """
     seen: set[str] = set()
-    for token, following in zip(argv, [*argv[1:], None], strict=True):
+    for token, following in zip_longest(argv, argv[1:]):
         if token in ("-", "--"):
             raise UserError(f"stray {token} on {COMMAND_LINE}; settings are given as --name=value")
         if not _FLAG.match(token):
@@ -43,9 +44,8 @@ def refuse_unknown(names: Iterable[str], flags: Mapping[str, Flag], source: str)
         if name in flags:
             continue
         switches = [f"no{flag.name}" for flag in flags.values() if flag.is_switch]
-        nearest = difflib.get_close_matches(name, [*flags, *switches], n=1)
-        advice = f"did you mean --{nearest[0]}?" if nearest else "--help lists them all"
-        raise UserError(f"unknown flag --{name} (from {source}); {advice}")
+        advice = nearest(name, [*flags, *switches], "--") or "; --help lists them all"
+        raise UserError(f"unknown flag --{name} (from {source}){advice}")
 
 
 def _check_token(token: str, alone: bool, flags: Mapping[str, Flag]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from relax.atomic_file import atomic_write
 from relax.cli.yaml12 import Node, YamlError, dump, parse
 from relax.errors import UserError
 
@@ -34,6 +35,11 @@ def dump_config(path: Path, values: Mapping[str, Any]) -> None:
 
     Inside a script's ``main``, its first line ``settings = dict(locals())`` and ``settings |=
     settings.pop("trainer_flags")`` collect what the run was given. Values are numbers, strings, booleans, None, paths
-    and lists, tuples and mappings of them; anything else raises PyYAML's ``RepresenterError``.
+    and lists, tuples and mappings of them.
+
+    Raises:
+        UserError: the file cannot be written.
+        yaml.representer.RepresenterError: a value is an object of another kind.
     """
-    path.write_text(dump(dict(values)), encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(dump(dict(values)).encode())

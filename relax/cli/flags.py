@@ -5,6 +5,7 @@ Knows nothing of the values a user typed.
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,6 +16,7 @@ from relax.cli.docstrings import describe_arguments
 from relax.cli.sources import read_module, resolve
 
 SCRIPT = "Script"
+_SENTENCE_END = re.compile(r"(?<=\.) +(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Forwarded:
         module: dotted name of the module that defines the class.
         cls: name of the class.
         without: parameters that are not flags, because the script gives them.
-        brief: show only the first sentence of each description.
+        brief: show only the first two sentences of each description.
     """
 
     title: str
@@ -76,7 +78,7 @@ def script_flags(main: Callable[..., None]) -> Iterator[Flag]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             continue
         required = parameter.default is inspect.Parameter.empty
-        default = None if required else repr(parameter.default)
+        default = None if required else str(parameter.default)
         annotation = checkable(parameter.annotation)
         yield Flag(name, annotation, default, descriptions.get(name, ""), SCRIPT, required)
 
@@ -96,8 +98,8 @@ def class_flags(forwarded: Forwarded) -> Iterator[Flag]:
         annotation = checkable(resolve(argument.annotation, module)) if argument.annotation else Any
         description = descriptions.get(argument.arg, "")
         if forwarded.brief:
-            description = _first_sentence(description)
-        shown = None if default is None else ast.unparse(default)
+            description = " ".join(_SENTENCE_END.split(description)[:2])
+        shown = None if default is None else ast.unparse(default).strip("'")
         yield Flag(argument.arg, annotation, shown, description, forwarded.title)
 
 
@@ -114,8 +116,3 @@ def _parameters(arguments: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr | 
     defaults = [*[None] * without_default, *arguments.defaults]
     yield from list(zip(positional, defaults, strict=True))[1:]  # self
     yield from zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-
-
-def _first_sentence(text: str) -> str:
-    sentence, stop, _ = text.partition(". ")
-    return sentence + stop.strip()

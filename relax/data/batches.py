@@ -206,7 +206,7 @@ class EpochBatches(torch.utils.data.Dataset[Batch]):
         filler = not mine
         if filler:
             mine = [int(samples[0])]
-        batch = self.collate([self.data[i] for i in mine], [int(self.data.rows[i]) for i in mine])
+        batch = self.collate([self.data[i] for i in mine], [int(self.data.source_rows[i]) for i in mine])
         return replace(
             batch,
             weights=torch.zeros_like(batch.weights) if filler else batch.weights,

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation -> its text and the spans of it to learn -> token ids and the loss mask.
+"""Chat templates: a conversation -> its text, and the spans of the text to learn. Knows no token ids.
 
 The template is the only authority on where a turn begins and ends. A template with ``{% generation %}`` markers says so
 itself; any other is asked by rendering prefixes of the conversation: an answer begins where the generation prompt ends
@@ -11,9 +11,8 @@ last learnt token, because nothing behind it can change the loss.
 """
 
 import re
-from collections.abc import Callable
-from itertools import accumulate, chain, pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from itertools import chain, pairwise, takewhile
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -28,7 +27,8 @@ Span = tuple[int, int]
 
 _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OTHER_TEMPLATE = "give another template with --chat_template=FILE"
-_ONLY_THE_LAST = "learn the last turn only with --train_on=last, or " + _OTHER_TEMPLATE
+# A template is a program from elsewhere; this is what a wrong program, or a row it was not written for, raises.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 class Rendered(NamedTuple):
@@ -39,12 +39,12 @@ class Rendered(NamedTuple):
 
     @property
     def cuts(self) -> list[int]:
-        """Where the text changes between read and learnt: the first piece is read (it may be empty), then in turn."""
+        """Where the text changes between read and learnt; the last one is its end."""
         return [*chain.from_iterable(self.spans)]
 
     @property
     def pieces(self) -> list[str]:
-        """The text cut at :attr:`cuts`; the last cut is the end of the text."""
+        """The text cut at :attr:`cuts`: read, learnt, read, learnt, ...; a read piece may be empty."""
         return [self.text[start:end] for start, end in pairwise([0, *self.cuts])]
 
 
@@ -56,11 +56,12 @@ class ChatRenderer:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        if tokenizer.chat_template is None:
+        template = tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template is None:
             raise UserError("the rows are chat messages and the tokenizer has no chat template: " + _OTHER_TEMPLATE)
-        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
-            raise UserError(f"the tokenizer's templates {sorted(tokenizer.chat_template)} have no 'default'; {_OTHER_TEMPLATE}")
-        self.template: str = tokenizer.get_chat_template()
+        self.template: str = template
         self.special_tokens: dict[str, str] = tokenizer.special_tokens_map
         self.has_markers = _GENERATION_MARKER.search(self.template) is not None
 
@@ -96,8 +97,10 @@ class ChatRenderer:
                 return_assistant_tokens_mask=mark,
                 **self.special_tokens,
             )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise UserError(f"the chat template fails on these messages ({error}); correct them or {_OTHER_TEMPLATE}") from None
+        except _TEMPLATE_ERRORS as error:
+            what = "these messages" if messages else "no messages (the conversation begins with an assistant turn)"
+            reason = " ".join(str(error).split())
+            raise UserError(f"the chat template fails on {what}: {reason}; correct them or {_OTHER_TEMPLATE}") from None
         return Rendered(texts[0], marks[0] if mark else [])
 
     def _marked_spans(self, messages: list[Message], first: int, marked: Rendered) -> list[Span]:
@@ -105,30 +108,47 @@ class ChatRenderer:
 
         An end-of-sequence token right behind a span belongs to it: without it the model would never learn to stop.
         """
-        before = self._common(messages[:first], marked.text) if marked.spans and first > 0 else 0
-        eos = self.special_tokens.get("eos_token", "")
+        earlier = messages[:first] if any(message["role"] == "assistant" for message in messages[:first]) else []
+        begin = len(self._prefix(self.render(earlier), marked.text, first, [])) if earlier and marked.spans else 0
+        eos = self.special_tokens.get("eos_token")
         spans = []
         for start, end in marked.spans:
-            if eos and marked.text.startswith(eos, end):
-                end += len(eos)
-            end = start + len(marked.text[start:end].rstrip())
-            if start >= before and end > start:
-                spans.append((start, end))
+            stop = end + len(eos) if eos and marked.text.startswith(eos, end) else end
+            stop = start + len(marked.text[start:stop].rstrip())
+            if start >= begin and stop > start:
+                spans.append((start, stop))
         return spans
-
-    def _common(self, messages: list[Message], text: str) -> int:
-        before = self.render(messages)
-        if not text.startswith(before):
-            raise UserError("the chat template renders the turns before the answer differently when it follows them")
-        return len(before)
 
     def _prefix_spans(self, messages: list[Message], answers: list[int], text: str) -> list[Span]:
         """The spans found by rendering the conversation up to each answer, without and with it."""
         spans: list[Span] = []
         for turn in answers:
-            start = self._start_of(messages[:turn], text, turn, _OTHER_TEMPLATE if turn == answers[0] else _ONLY_THE_LAST)
-            end = self._end_of(messages[: turn + 1], text)
-            if end <= start or (spans and start < spans[-1][1]):
-                raise UserError(f"the chat template renders the assistant turn {turn + 1} to nothing; {_OTHER_TEMPLATE}")
+            end = len(self._prefix(self._answered(messages[: turn + 1], text), text, turn, answers))
+            start = len(self._prefix(self.render(messages[:turn], generation_prompt=True), text, turn, answers))
+            if end <= start:
+                raise UserError(
+                    f"the chat template renders message {turn + 1}, an answer, to nothing; {_OTHER_TEMPLATE}"
+                )
             spans.append((start, end))
         return spans
+
+    def _answered(self, messages: list[Message], text: str) -> str:
+        """The text up to the end of the last of ``messages``, of which ``text`` may be the continuation.
+
+        Some templates (Phi-3) close a conversation, not a turn, with an eos token: it is gone once a turn follows.
+        """
+        answered = self.render(messages).rstrip()
+        if not text.startswith(answered):
+            return answered.removesuffix(self.special_tokens.get("eos_token", "")).rstrip()
+        return answered
+
+    def _prefix(self, prefix: str, text: str, turn: int, answers: list[int]) -> str:
+        if text.startswith(prefix):
+            return prefix
+        at = len([*takewhile(lambda pair: pair[0] == pair[1], zip(prefix, text, strict=False))])
+        way_out = f"learn only the last answer with --train_on=last, or {_OTHER_TEMPLATE}"
+        raise UserError(
+            f"the chat template is not stable at message {turn + 1}: up to there it writes {prefix[at : at + 30]!r} "
+            f"where the whole conversation has {text[at : at + 30]!r}, so what to learn cannot be told; "
+            f"{way_out if len(answers) > 1 else _OTHER_TEMPLATE}"
+        )

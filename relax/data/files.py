@@ -42,7 +42,9 @@ def _read_jsonl(path: Path) -> FileRows:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.lstrip().startswith(b"["):
-                raise UserError(f"{path}:1: a line must be one JSON object; if the file is one JSON list, name it .json")
+                raise UserError(
+                    f"{path}:1: a line must be one JSON object; if the file is one JSON list, name it .json"
+                )
             if text := _decode(line, f"{path}:{number}").strip():
                 rows.append(_object(_parse_json(text, f"{path}:{number}"), f"{path}:{number}"))
     return rows
@@ -64,7 +66,7 @@ def _read_json(path: Path) -> FileRows:
 
 
 def _read_parquet(path: Path) -> FileRows:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:
@@ -91,7 +93,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}:1: the first line must name each column once, got {header}")
     for cells in reader:
         if cells and len(cells) != len(header):
-            raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells where the header names {len(header)} columns")
+            raise UserError(
+                f"{path}:{reader.line_num}: {len(cells)} cells where the header names {len(header)} columns"
+            )
         if cells:
             yield dict(zip(header, cells, strict=True))
 

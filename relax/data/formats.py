@@ -1,4 +1,4 @@
-"""What a row means: recognised by its columns, brought to prompt and completion or to chat turns. Knows no tokenizer."""
+"""What a row means: recognised by its columns, read as prompt and completion or as chat turns. Knows no tokenizer."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
@@ -35,7 +35,7 @@ class Format:
 
 
 def recognise(columns: Collection[str]) -> Format:
-    """The format whose columns are all there; the first in :data:`FORMATS` where several fit. Other columns are ignored.
+    """The format whose columns are all there, the first of :data:`FORMATS` if several fit; other columns are ignored.
 
     Raises:
         UserError: none fits; the message lists the columns, the formats and the nearest names.

@@ -18,7 +18,21 @@ from relax.errors import UserError
 from relax.seeding import mix
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_FILE_SUFFIXES = {*READERS, ".arrow", ".bz2", ".gz", ".md", ".npy", ".pkl", ".tsv", ".txt", ".xz", ".yaml", ".zip", ".zst"}
+_FILE_SUFFIXES = {
+    *READERS,
+    ".arrow",
+    ".bz2",
+    ".gz",
+    ".md",
+    ".npy",
+    ".pkl",
+    ".tsv",
+    ".txt",
+    ".xz",
+    ".yaml",
+    ".zip",
+    ".zst",
+}
 
 
 class Rows(Protocol):
@@ -157,7 +171,7 @@ def _load_dataset(source: str, split: str, name: str | None) -> Rows:
 def _dataset_errors() -> tuple[type[Exception], ...]:
     """What ``datasets`` raises for a wrong name, split, configuration or content, and for a file system that fails."""
     import datasets
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     return (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError)
 

@@ -94,12 +94,10 @@ def solution(prompt: str) -> str:
 
 
 def lazy_solution(prompt: str) -> str:
-    """A selection sort given up halfway: the smaller half in order, the rest as it stood: ``927381>`` -> ``123978``."""
-    rest = list(prompt.removesuffix(END_OF_PROMPT))
-    done = sorted(rest)[: len(rest) // 2]
-    for digit in done:
-        rest.remove(digit)
-    return "".join(done + rest)
+    """What a lazy demonstrator writes: the first half in order, the rest as it stood: ``9273815>`` -> ``2793815``."""
+    digits = prompt.removesuffix(END_OF_PROMPT)
+    half = len(digits) // 2
+    return "".join(sorted(digits[:half])) + digits[half:]
 
 
 def demonstration(prompt: str, rng: random.Random) -> str:

@@ -1,0 +1,39 @@
+"""Where Lightning's training loop stands. The only place that reads it through names that Lightning does not publish.
+
+All are meant for ``on_train_batch_end`` and ``on_validation_end``; their tests tell when a Lightning version moves them.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+def step_completed(trainer: "L.Trainer") -> bool:
+    """Whether the latest micro-batch completed an optimizer step: False inside an accumulation window."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def validation_follows(trainer: "L.Trainer") -> bool:
+    """In ``on_train_batch_end``: whether Lightning validates before the next micro-batch.
+
+    Lightning does not repeat that validation on resume, so a checkpoint that waits for its end loses nothing of it.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None, "only inside a fit"
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher) and sum(trainer.num_val_batches) > 0
+
+
+def training_ends(trainer: "L.Trainer") -> bool:
+    """Whether the optimizer step just completed is the last one of the run, by its limits or because it was stopped."""
+    at_last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    return at_last_batch or stopped or trainer.global_step == trainer.max_steps
+
+
+def stop_training(trainer: "L.Trainer") -> None:
+    """End the run after this micro-batch whatever ``min_steps`` and ``min_epochs`` say, without a last validation."""
+    trainer.should_stop = True
+    trainer.fit_loop.min_epochs = 0
+    trainer.fit_loop.epoch_loop.min_steps = None
+    trainer.limit_val_batches = 0  # a validation now would not happen in the uninterrupted run

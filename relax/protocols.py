@@ -1,0 +1,63 @@
+"""What callbacks and loggers may find in a batch, a module or a logger, if it is there: asked with ``isinstance``."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """A micro-batch that knows which rows of the data set it holds."""
+
+    rows: list[int]
+
+
+@runtime_checkable
+class HasNumTokens(Protocol):
+    """A micro-batch that knows how many real tokens it holds, padding not counted."""
+
+    num_tokens: int
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A module that can write itself as others load it; called on every rank."""
+
+    def export(self, folder: Path) -> None:
+        """Write the model into ``folder``."""
+        ...
+
+
+@runtime_checkable
+class RowLosses(Protocol):
+    """A module that can say the loss of every row of a micro-batch."""
+
+    def row_losses(self, batch: Any) -> dict[int, float]:
+        """Loss by row of the data set."""
+        ...
+
+
+@runtime_checkable
+class BufferedLogger(Protocol):
+    """A logger that holds rows back; they are written out before a checkpoint is."""
+
+    def flush(self) -> None:
+        """Write everything out, and the next row at once."""
+        ...
+
+
+@runtime_checkable
+class KeepsFolders(Protocol):
+    """A logger that can keep a folder of files with the run."""
+
+    def log_folder(self, folder: Path) -> None:
+        """Copy ``folder`` to the run's artifacts."""
+        ...
+
+
+@runtime_checkable
+class MarksInterruption(Protocol):
+    """A logger that tells an interrupted run from a finished one."""
+
+    def mark_interrupted(self) -> None:
+        """The run is about to end early, by a signal, and may be resumed."""
+        ...
