@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from relax.protocols import BufferedLogger
 BEST = "best.ckpt"
 
 
-class Checkpoint(callbacks.Checkpoint):
+class Checkpoint(LightningCheckpoint):
     """Writes ``step=00000120.ckpt`` and ``best.ckpt`` into ``folder``, atomically.
 
     Args:
@@ -78,16 +78,16 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Clear away what a killed run left half written, and set newer checkpoints than this start aside."""
-        if trainer.ckpt_path is not None:
-            self.last_path = Path(trainer.ckpt_path)
+        self.last_path = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+        self._saved_step = -1
         if trainer.is_global_zero:
             remove_leftovers(self.folder, "*.ckpt")
             _set_aside(self.folder, newer_than=trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Save a due optimizer step, unless a validation comes first."""
-        if self._due(trainer) and trainer.global_step != self._saved_step and not validation_follows(trainer):
-            self._save_step(trainer)
+        if self._due(trainer) and not validation_follows(trainer):
+            self.save_step(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what the validation found to be best, and a due optimizer step with it."""
@@ -96,12 +96,12 @@ class Checkpoint(callbacks.Checkpoint):
         if self.monitor is not None:
             self._save_if_best(trainer, self.monitor)
         if self._due(trainer):
-            self._save_step(trainer)
+            self.save_step(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step if the end of the epoch is what stopped the run (EarlyStopping)."""
-        if trainer.is_last_batch and self._due(trainer) and trainer.global_step != self._saved_step:
-            self._save_step(trainer)
+        if trainer.is_last_batch and self._due(trainer):
+            self.save_step(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if the run was stopped where no exact checkpoint can be written."""
@@ -121,15 +121,18 @@ class Checkpoint(callbacks.Checkpoint):
         """Lightning's hook."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
 
+    def save_step(self, trainer: L.Trainer) -> Path:
+        """Save the optimizer step just completed, if it is not saved yet, then drop old ones; on every rank."""
+        if self.last_path is None or trainer.global_step != self._saved_step:
+            self._saved_step = trainer.global_step
+            self.last_path = save_checkpoint(trainer, step_checkpoint(self.folder, trainer.global_step))
+            for _, path in step_checkpoints(self.folder)[: -self.keep]:
+                trainer.strategy.remove_checkpoint(path)  # on rank 0 only
+        return self.last_path
+
     def _due(self, trainer: L.Trainer) -> bool:
         periodic = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         return step_completed(trainer) and (periodic or (self.save_at_end and training_ends(trainer)))
-
-    def _save_step(self, trainer: L.Trainer) -> None:
-        self._saved_step = trainer.global_step
-        self.last_path = save_checkpoint(trainer, step_checkpoint(self.folder, trainer.global_step))
-        for _, path in step_checkpoints(self.folder)[: -self.keep]:
-            trainer.strategy.remove_checkpoint(path)  # on rank 0 only
 
     def _save_if_best(self, trainer: L.Trainer, monitor: str) -> None:
         metrics = trainer.callback_metrics
@@ -158,7 +161,7 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 def make_atomic(trainer: L.Trainer) -> None:
-    """Let ``trainer`` write checkpoints atomically and load them without running code, if it has Lightning's default."""
+    """Let ``trainer`` write checkpoints atomically and load only plain values, if it has Lightning's default plugin."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 

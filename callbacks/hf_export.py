@@ -41,7 +41,9 @@ class HFExport(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""
-        if not self.at_end or any(isinstance(c, SafeInterrupt) and c.exit_code is not None for c in trainer.callbacks):
+        savers = trainer.checkpoint_callbacks
+        interrupted = any(isinstance(saver, SafeInterrupt) and saver.exit_code is not None for saver in savers)
+        if interrupted or not self.at_end:
             return
         _export(pl_module, self.folder)
         for logger in trainer.loggers:

@@ -9,21 +9,21 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import Checkpoint, make_atomic, save_checkpoint
 from relax.checkpoint_io import step_checkpoint
 from relax.lightning_loop import step_completed, stop_training, validation_follows
 from relax.protocols import MarksInterruption
+from relax.ranks import over_ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class SafeInterrupt(callbacks.Checkpoint):
-    """The first SIGINT or SIGTERM saves a checkpoint after the optimizer step at hand and stops; a second stops at once.
+class SafeInterrupt(LightningCheckpoint):
+    """The first SIGINT or SIGTERM stops after the optimizer step at hand, with a checkpoint; a second stops at once.
 
     The signal only leaves a note; after every optimizer step the ranks compare notes, so that one rank's signal stops
     all of them at the same step. A validation that is under way or due is finished first. Before training starts there
@@ -32,7 +32,7 @@ class SafeInterrupt(callbacks.Checkpoint):
     It derives from Lightning's Checkpoint so that Lightning runs it after the callbacks whose state it saves.
 
     Args:
-        folder: where ``step=*.ckpt`` is written; the folder of `Checkpoint`.
+        folder: where ``step=*.ckpt`` is written, unless the trainer has a `Checkpoint`, which then saves.
 
     Attributes:
         exit_code: None after a run that was not interrupted. Else what to pass to ``sys.exit``: 130 (Ctrl-C) or 143
@@ -134,10 +134,11 @@ class SafeInterrupt(callbacks.Checkpoint):
         signum = self._agreed(trainer)
         if not signum or self.exit_code is not None:
             return
-        path = step_checkpoint(self.folder, trainer.global_step)
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
-        if all(saver.last_path != path for saver in savers):
-            save_checkpoint(trainer, path)
+        if savers:
+            path = savers[0].save_step(trainer)
+        else:
+            path = save_checkpoint(trainer, step_checkpoint(self.folder, trainer.global_step))
         self._set_exit_code(trainer, signum)
         self._limit_val_batches = trainer.limit_val_batches
         stop_training(trainer)
@@ -148,10 +149,7 @@ class SafeInterrupt(callbacks.Checkpoint):
 
     def _agreed(self, trainer: L.Trainer) -> int:
         """The signal that any rank noted (the highest), or 0; the same on every rank."""
-        if trainer.world_size == 1:
-            return self._noted
-        noted = torch.tensor(self._noted, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(noted, reduce_op="max"))
+        return int(over_ranks(trainer, self._noted, "max"))
 
     def _set_exit_code(self, trainer: L.Trainer, signum: int) -> None:
         self.exit_code = 128 + signum if trainer.local_rank == 0 else 0

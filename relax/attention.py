@@ -22,7 +22,7 @@ MAX_PADDING = 0.25
 """Documents share a kernel call while padding them to the longest adds at most this share."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Documents:
     """Where the documents of a packed row lie: end to end, longest first.
 

@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read ``path``, every byte against its checksum; tensors and plain values only unless ``weights_only=False``.
 
         Raises:
-            UserError: there is no such file, it is damaged, or it holds objects that loading would have to run code for.
+            UserError: there is no such file, it is damaged, or it holds objects that only running code could load.
         """
         if _is_remote(path):
             return super().load_checkpoint(path, map_location, weights_only is not False)

@@ -11,14 +11,14 @@ class UserError(ValueError):
     """
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RuntimeError):  # noqa: N818, it is not always an error
     """Training cannot go on, through no mistake in the settings: what happened, where, and what to do, in one line.
 
     The command line prints its message without a traceback, as it does for a `UserError`, and exits with 1.
     """
 
 
-class NonFiniteLoss(TrainingStopped, FloatingPointError):
+class NonFiniteLoss(TrainingStopped, FloatingPointError):  # noqa: N818, it says what happened
     """The loss or its gradient is not a finite number; the weights have not been touched by it."""
 
 

@@ -39,7 +39,7 @@ def local_folder(name_or_path: str) -> Path | None:
         UserError: The name looks like a path (``./x``, ``/x``, ``x/y/z``), but there is no such folder.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if name_or_path and path.is_dir():
         return path
     like_a_path = name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1
     if path.is_file() or like_a_path or not name_or_path:

@@ -1,6 +1,6 @@
 """Where Lightning's training loop stands. The only place that reads it through names that Lightning does not publish.
 
-All are meant for ``on_train_batch_end`` and ``on_validation_end``; their tests tell when a Lightning version moves them.
+For ``on_train_batch_end`` and ``on_validation_end``; the tests tell when a Lightning version moves what they rest on.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,12 @@ def step_completed(trainer: "L.Trainer") -> bool:
     return not trainer.fit_loop._should_accumulate()
 
 
+def step_is_logged(trainer: "L.Trainer") -> bool:
+    """Whether the latest micro-batch completed an optimizer step that Lightning logs: every ``log_every_n_steps``."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0 and step_completed(trainer)
+
+
 def validation_follows(trainer: "L.Trainer") -> bool:
     """In ``on_train_batch_end``: whether Lightning validates before the next micro-batch.
 
@@ -21,7 +27,8 @@ def validation_follows(trainer: "L.Trainer") -> bool:
     """
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None, "only inside a fit"
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher) and sum(trainer.num_val_batches) > 0
+    will_have_data = trainer.val_dataloaders is None or sum(trainer.num_val_batches) > 0  # None: not asked for yet
+    return will_have_data and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def training_ends(trainer: "L.Trainer") -> bool:

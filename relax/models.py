@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
+# A conversation that shows how a chat template ends an answer.
+_TURNS = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": "An answer."}]
+
 
 def load_model(
     name_or_path: str,
@@ -37,9 +40,9 @@ def load_model(
         name_or_path: An existing folder, or a hub name such as ``org/name``.
         dtype: Of the weights; by default float32. One AdamW update is about the learning rate, often a thousandth of a
             weight and less, while bfloat16 values lie 1/256 to 1/128 apart: weights trained in bfloat16 lose updates
-            to rounding. Mixed precision (``--precision=bf16-mixed``) computes in bfloat16 on the float32 weights. Weights
-            that LoRA keeps frozen lose nothing in ``bfloat16`` (the adapter stays float32) and take half the memory;
-            under ``quantize`` it is the default for what is not quantized. ``auto``: the type they are stored in.
+            to rounding. Mixed precision (``--precision=bf16-mixed``) computes in bfloat16 on the float32 weights.
+            Weights that LoRA keeps frozen lose nothing in ``bfloat16`` (the adapter stays float32) and take half the
+            memory; with ``quantize`` it is the default for what is not quantized. ``auto``: the stored type.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; by default what transformers picks.
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Run the Python code that comes with the model.
@@ -96,7 +99,7 @@ def load_tokenizer(
         )
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
-        _end_of_turn(tokenizer, "--chat_template is no valid Jinja template")
+        _check_template(tokenizer)
     return tokenizer
 
 
@@ -116,11 +119,8 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
     The two differ for many models (``<|endoftext|>`` and ``<|im_end|>``), and a fine-tuned chat emits the second.
     """
-    found = (
-        tokenizer.eos_token_id,
-        _end_of_turn(tokenizer, "the tokenizer's chat template is not valid, give another --chat_template"),
-    )
-    return list(dict.fromkeys(token for token in found if token is not None))
+    stops = (tokenizer.eos_token_id, _end_of_turn(tokenizer))
+    return list(dict.fromkeys(token for token in stops if token is not None))
 
 
 def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -244,21 +244,27 @@ def _read_template(chat_template: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", complaint: str) -> int | None:
-    """The added token that follows an assistant's answer in the chat template, if there is one."""
+def _check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     from jinja2 import TemplateError, TemplateSyntaxError
 
-    if tokenizer.chat_template is None:
-        return None
-    answer = "The answer."
-    messages = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        tokenizer.apply_chat_template(_TURNS, tokenize=False)
     except TemplateSyntaxError as error:
-        raise UserError(f"{complaint}: line {error.lineno}: {error.message}") from None
+        raise UserError(f"--chat_template is no valid Jinja template: line {error.lineno}: {error.message}") from None
     except TemplateError:
-        return None  # a template may refuse conversations, this one included
-    if answer not in text:
+        pass  # it is well-formed; a template may refuse conversations, this one included
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The added token that follows an assistant's answer in the chat template, if there is one."""
+    from jinja2 import TemplateError
+
+    if not isinstance(tokenizer.chat_template, str):
         return None
-    following = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
+    try:
+        text = tokenizer.apply_chat_template(_TURNS, tokenize=False)
+    except TemplateError:
+        return None
+    _, answer, rest = text.rpartition(_TURNS[-1]["content"])
+    following = tokenizer(rest, add_special_tokens=False).input_ids if answer else []
     return following[0] if following and following[0] in tokenizer.added_tokens_decoder else None

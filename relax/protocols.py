@@ -8,14 +8,20 @@ from typing import Any, Protocol, runtime_checkable
 class HasRows(Protocol):
     """A micro-batch that knows which rows of the data set it holds."""
 
-    rows: list[int]
+    @property
+    def rows(self) -> list[int]:
+        """Numbers of the rows."""
+        ...
 
 
 @runtime_checkable
 class HasNumTokens(Protocol):
-    """A micro-batch that knows how many real tokens it holds, padding not counted."""
+    """A micro-batch that knows how many real tokens it holds."""
 
-    num_tokens: int
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, padding not counted."""
+        ...
 
 
 @runtime_checkable

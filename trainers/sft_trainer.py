@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from relax import causal_lm
 from relax.data.batches import Batch
-from relax.data.formats import tokenize_rows
+from relax.data.encoding import tokenize_rows
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.losses import weighted_logprob_sum

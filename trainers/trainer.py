@@ -192,6 +192,8 @@ class Trainer(L.LightningModule, ABC):
         } | self._lightning
         if not {"max_steps", "max_epochs", "max_time"} & set(self._lightning):
             arguments["max_epochs"] = 1
+        if self.val_data is None:
+            arguments["limit_val_batches"] = 0
         try:
             trainer = L.Trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
         except (MisconfigurationException, ValueError, TypeError) as error:

@@ -25,7 +25,7 @@ LENGTH_GROUP_STEPS = 32
 """With ``group_by_length``, rows are sorted by length within windows of this many optimizer steps."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """One micro-batch. Padded: [B, T], padding on the right. Packed: [1, T], documents end to end, longest first."""
 

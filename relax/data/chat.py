@@ -63,6 +63,7 @@ class ChatRenderer:
             raise UserError("the rows are chat messages and the tokenizer has no chat template: " + _OTHER_TEMPLATE)
         self.template: str = template
         self.special_tokens: dict[str, str] = tokenizer.special_tokens_map
+        self.eos: str = self.special_tokens.get("eos_token", "")
         self.has_markers = _GENERATION_MARKER.search(self.template) is not None
 
     def render(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
@@ -110,10 +111,9 @@ class ChatRenderer:
         """
         earlier = messages[:first] if any(message["role"] == "assistant" for message in messages[:first]) else []
         begin = len(self._prefix(self.render(earlier), marked.text, first, [])) if earlier and marked.spans else 0
-        eos = self.special_tokens.get("eos_token")
         spans = []
         for start, end in marked.spans:
-            stop = end + len(eos) if eos and marked.text.startswith(eos, end) else end
+            stop = end + len(self.eos) if marked.text.startswith(self.eos, end) else end
             stop = start + len(marked.text[start:stop].rstrip())
             if start >= begin and stop > start:
                 spans.append((start, stop))
@@ -123,9 +123,10 @@ class ChatRenderer:
         """The spans found by rendering the conversation up to each answer, without and with it."""
         spans: list[Span] = []
         for turn in answers:
-            end = len(self._prefix(self._answered(messages[: turn + 1], text), text, turn, answers))
+            answered = text.rstrip() if turn == answers[-1] else self._answered(messages[: turn + 1], text)
+            end = len(self._prefix(answered, text, turn, answers))
             start = len(self._prefix(self.render(messages[:turn], generation_prompt=True), text, turn, answers))
-            if end <= start:
+            if end <= start or (spans and start < spans[-1][1]):
                 raise UserError(
                     f"the chat template renders message {turn + 1}, an answer, to nothing; {_OTHER_TEMPLATE}"
                 )
@@ -133,14 +134,12 @@ class ChatRenderer:
         return spans
 
     def _answered(self, messages: list[Message], text: str) -> str:
-        """The text up to the end of the last of ``messages``, of which ``text`` may be the continuation.
+        """The text up to the end of the last of ``messages``; ``text`` goes on with later turns.
 
         Some templates (Phi-3) close a conversation, not a turn, with an eos token: it is gone once a turn follows.
         """
         answered = self.render(messages).rstrip()
-        if not text.startswith(answered):
-            return answered.removesuffix(self.special_tokens.get("eos_token", "")).rstrip()
-        return answered
+        return answered if text.startswith(answered) else answered.removesuffix(self.eos).rstrip()
 
     def _prefix(self, prefix: str, text: str, turn: int, answers: list[int]) -> str:
         if text.startswith(prefix):

@@ -81,7 +81,7 @@ def tokenize_row(row: Row, tokenizer: "PreTrainedTokenizerBase", *, train_on: Tr
 
 
 class RowEncoder:
-    """Encodes rows of the format that ``first_row`` has; ``without_end_of_turn`` counts chats whose end is not marked."""
+    """Encodes rows of the format that ``first_row`` has; ``without_end_of_turn`` counts open-ended chats."""
 
     def __init__(self, first_row: Row, tokenizer: "PreTrainedTokenizerBase", train_on: TrainOn, where: str):
         if train_on not in get_args(TrainOn):
@@ -99,7 +99,7 @@ class RowEncoder:
         numbered = iter(rows)
         while chunk := [*islice(numbered, _ROWS_PER_CALL)]:
             prepared = [self._prepare(number, row) for number, row in chunk]
-            texts = [[*item] if isinstance(item, Text) else [item.text, *item.pieces] for item in prepared]
+            texts = [[*item] if isinstance(item, Text) else [item.text, *item.pieces[:-1]] for item in prepared]
             ids = iter(self._tokenize([*chain.from_iterable(texts)]))
             for (number, _), item, parts in zip(chunk, prepared, texts, strict=True):
                 with self._at_row(number):
@@ -139,23 +139,28 @@ class RowEncoder:
     def _cut(self, rendered: Rendered, whole: Ids, pieces: list[Ids]) -> Sample:
         """The conversation's ids, learnt between its cuts; a token over a cut is replaced by the pieces' own tokens.
 
-        Pieces and whole are compared as ids. Where they differ, either a piece on its own begins differently
-        (SentencePiece puts a space before a text) and prefixes decide, or a token spans a cut: generation would never
-        see it, because it starts from the prompt's own ids.
+        Whole and pieces (all but the last, which is the rest) are compared as ids. Where they differ, either a piece on
+        its own begins differently (SentencePiece puts a space before a text) and prefixes decide, or a token spans a
+        cut: generation would never see it, because it starts from the prompt's own ids.
         """
         if not whole:
             raise UserError(f"the tokenizer has no token for anything in {rendered.text[:40]!r}")
         self.without_end_of_turn += whole[-1] not in self._stop_ids
-        ids, ends = [*chain.from_iterable(pieces)], [*accumulate(map(len, pieces))]
-        if ids != whole:
-            prefixes = self._tokenize([rendered.text[:cut] for cut in rendered.cuts])
-            if all(whole[: len(prefix)] == prefix for prefix in prefixes):
-                ids, ends = whole, [len(prefix) for prefix in prefixes]
-            elif self.tokenizer.decode(ids) != self.tokenizer.decode(whole):
-                raise UserError(
-                    "a token spans the border of an answer, and this tokenizer cannot tokenize its two parts"
-                )
-        return Sample.of(ids, np.repeat([False, True] * len(rendered.spans), np.diff([0, *ends])))
+        ids, ends = whole, [*accumulate(map(len, pieces))]
+        if whole[: ends[-1]] != [*chain.from_iterable(pieces)]:
+            prefixes = self._tokenize([rendered.text[:cut] for cut in rendered.cuts[:-1]])
+            ends = [len(prefix) for prefix in prefixes]
+            if any(whole[: len(prefix)] != prefix for prefix in prefixes):
+                ids, ends = self._piecewise(rendered, whole)
+        return Sample.of(ids, np.repeat([False, True] * len(rendered.spans), np.diff([0, *ends, len(ids)])))
+
+    def _piecewise(self, rendered: Rendered, whole: Ids) -> tuple[Ids, list[int]]:
+        """The ids of the pieces one by one, and where each but the last ends; they must say what ``whole`` says."""
+        pieces = self._tokenize(rendered.pieces)
+        ids = [*chain.from_iterable(pieces)]
+        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole):
+            raise UserError("a token spans the border of an answer, and this tokenizer cannot tokenize its two parts")
+        return ids, [*accumulate(map(len, pieces[:-1]))]
 
     def _tokenize(self, texts: list[str]) -> list[Ids]:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)

@@ -96,14 +96,15 @@ def split_rows(rows: Rows, validation: float | int, seed: int) -> tuple[RowSubse
         UserError: the share or number leaves one of the two parts without a row.
     """
     total = len(rows)
-    count = max(1, round(validation * total)) if isinstance(validation, float) and 0 < validation < 1 else validation
-    if not 1 <= count < total or count != int(count):
+    share = isinstance(validation, float)
+    count = max(1, round(validation * total)) if share and validation > 0 else int(validation)
+    if not 1 <= count < total:
         raise UserError(
             f"--validation_split must be a share between 0 and 1 or a number of rows from 1 to {total - 1}, "
             f"got {validation} of {total} rows"
         )
     order = np.random.default_rng(mix("split", seed)).permutation(total)
-    return RowSubset(rows, np.sort(order[int(count) :])), RowSubset(rows, np.sort(order[: int(count)]))
+    return RowSubset(rows, np.sort(order[count:])), RowSubset(rows, np.sort(order[:count]))
 
 
 def _looks_like_path(source: str) -> bool:
@@ -122,12 +123,8 @@ def _load_file(path: Path, split: str, name: str | None) -> Rows:
 def _load_folder(path: Path, split: str, name: str | None) -> Rows:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _load_saved(path, split)
-    import datasets
-
     try:
         return _load_dataset(str(path.resolve()), split, name)
-    except datasets.exceptions.DataFilesNotFoundError:
-        raise UserError(f"{path}: the folder holds no data files ({', '.join(READERS)}); give a file") from None
     except _dataset_errors() as error:
         raise UserError(f"{path}: cannot be loaded ({first_line(error.__cause__ or error)})") from None
 

@@ -1,0 +1,51 @@
+"""The callbacks of an ordinary run."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+
+from callbacks.checkpoint import Checkpoint
+from callbacks.hf_export import HFExport
+from callbacks.metrics_file import MetricsFile
+from callbacks.nan_guard import NaNGuard
+from callbacks.progress import Progress
+from callbacks.safe_interrupt import SafeInterrupt
+from callbacks.throughput import Throughput
+from relax.run_folder import checkpoint_folder
+
+
+def default_callbacks(
+    folder: str | Path | None,
+    *,
+    checkpoint_every_n_steps: int | None = None,
+    keep_checkpoints: int = 2,
+    monitor: str | None = None,
+    mode: Literal["min", "max"] = "min",
+    export: bool = True,
+    progress: bool = True,
+) -> list[L.Callback]:
+    """Progress, throughput and the NaN guard; with a folder also checkpoints, safe interrupt, metrics and the export.
+
+    Args:
+        folder: the run's; None writes nothing.
+        checkpoint_every_n_steps: None saves only the last step, and a step at which a signal stops the run.
+        keep_checkpoints: how many of the newest stay.
+        monitor: metric by which ``best.ckpt`` is chosen; None keeps no best.
+        mode: whether the monitored metric is better when lower (min) or higher (max).
+        export: write ``model/`` when the run is finished.
+        progress: show it; False where the user brings another progress bar.
+    """
+    # In this order: what logs a figure before what writes it.
+    chosen: list[L.Callback] = [NaNGuard(), Throughput()]
+    if progress:
+        chosen.append(Progress())
+    if folder is None:
+        return chosen
+    run, checkpoints = Path(folder), checkpoint_folder(Path(folder))
+    chosen.append(MetricsFile(run / "metrics.jsonl"))
+    if export:
+        chosen.append(HFExport(run / "model"))
+    chosen.append(Checkpoint(checkpoints, checkpoint_every_n_steps, keep_checkpoints, monitor, mode))
+    chosen.append(SafeInterrupt(checkpoints))
+    return chosen

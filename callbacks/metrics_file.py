@@ -1,0 +1,136 @@
+"""The run's figures as a text file: one JSON object a line, readable with nothing installed."""
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from relax.atomic_file import atomic_write
+from relax.errors import storage_error
+from relax.lightning_loop import step_is_logged
+
+_FLUSH_SECONDS = 5.0
+_FLUSH_ROWS = 100
+
+
+class MetricsFile(L.Callback):
+    """Appends what was logged: a row every ``log_every_n_steps`` optimizer steps and one at the end of a validation.
+
+    A row holds ``step`` (optimizer steps done), ``epoch``, ``seconds`` (of training so far, over all its resumptions)
+    and every metric logged since the row before, in full precision; NaN and infinities as Python's json writes them.
+    Rows are written every 5 seconds or 100 rows, before every checkpoint and at the end. A run that was killed and
+    resumed leaves the file of the uninterrupted one: rows after the checkpoint are dropped when it resumes.
+
+    Args:
+        path: the file, by convention ``metrics.jsonl``; one of another run is renamed to ``*.old``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._active = False  # on the rank that writes, during a fit
+        self._rows: list[str] = []
+        self._seen: dict[str, Tensor] = {}
+        self._seconds = 0.0
+        self._started = self._flushed = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's hook."""
+        return {"seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's hook."""
+        self._seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Cut the file back to where the run resumes, or put another run's aside."""
+        self._rows, self._seen = [], {}
+        self._active = trainer.is_global_zero
+        self._started = self._flushed = time.monotonic()
+        if self._active and self.path.exists():
+            self._take_over(trainer.global_step, resumed=trainer.ckpt_path is not None)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Lightning's hook."""
+        if self._active and step_is_logged(trainer):
+            self._add_row(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's hook."""
+        if self._active and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._add_row(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Rows that a resumed run will not write again must not be lost."""
+        self._flush()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's hook."""
+        self._flush()
+        self._active = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Lightning's hook."""
+        self._flush()
+        self._active = False
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def _add_row(self, trainer: L.Trainer) -> None:
+        metrics = trainer.callback_metrics
+        # Lightning keeps what was logged earlier (the last validation, say): that is the same tensor as last time.
+        fresh = {name: value for name, value in metrics.items() if self._seen.get(name) is not value}
+        self._seen = dict(metrics)
+        if not fresh:
+            return
+        row = dict(zip(fresh, _numbers(list(fresh.values())), strict=True))
+        place = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self._elapsed(), 3)}
+        self._rows.append(json.dumps(place | {name: row[name] for name in row if name not in place}))
+        if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self._rows, self._flushed = self._rows, [], time.monotonic()
+        if not rows:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write("".join(f"{row}\n" for row in rows))
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+
+    def _take_over(self, step: int, resumed: bool) -> None:
+        lines = self.path.read_text().splitlines()
+        if not resumed and lines:
+            old = self.path.with_name(f"{self.path.name}.old")
+            self.path.rename(old)
+            warnings.warn(f"{self.path} held the metrics of another run: renamed to {old.name}", stacklevel=2)
+            return
+        kept = [line for line in lines if _step(line) <= step]
+        if kept != lines:
+            with atomic_write(self.path) as file:
+                file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+def _numbers(values: list[Tensor]) -> list[float]:
+    """One transfer from the device for all of them; exact, for no float is wider than float64."""
+    numbers: list[float] = torch.stack([value.detach().reshape(()).double() for value in values]).tolist()
+    return numbers
+
+
+def _step(line: str) -> float:
+    """The step of a row; infinite for a line that a killed writer left incomplete."""
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return float("inf")

@@ -1,0 +1,210 @@
+"""LoRA through PEFT: add a new adapter to a model, continue one from a folder, checkpoint activations.
+
+LoRA (arXiv 2106.09685): a frozen weight W becomes W + (alpha / r) B A, with A (r x inputs) random, B (outputs x r)
+zero at first, so that training starts at the base model. Not here: what of it goes into a checkpoint (the trainer), how
+it is saved and merged (``relax.export``).
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from relax.errors import UserError
+from relax.hub import local_folder, one_line_errors
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """What adapter to add.
+
+    Attributes:
+        r: Rank of the update.
+        alpha: The update is scaled by alpha / r (alpha / sqrt(r) with ``use_rslora``). With a fixed alpha the best
+            learning rate hardly depends on r, and is about ten times that of full fine-tuning (Schulman et al. 2025,
+            "LoRA Without Regret").
+        dropout: On the input of A, while training.
+        target_modules: ``all-linear`` adapts every linear layer but the language modeling head: attention alone falls
+            behind full fine-tuning however large r is (QLoRA, arXiv 2305.14314, figure 2; "LoRA Without Regret").
+            Else names, each the end of a module's dotted path; or one regular expression for whole paths.
+        modules_to_save: Names of modules to train in full and to keep with the adapter, such as ``lm_head``.
+        use_rslora: Scale by alpha / sqrt(r) (arXiv 2312.03732); alpha / r learns slowly at a high rank.
+        use_dora: Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower.
+    """
+
+    r: int
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = ALL_LINEAR
+    modules_to_save: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UserError(f"--lora_r must be at least 1, got {self.r}; drop it for full fine-tuning")
+        if self.alpha <= 0:
+            raise UserError(f"--lora_alpha must be positive, got {self.alpha}; 32 is a good start")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--lora_dropout must be at least 0 and below 1, got {self.dropout}")
+
+
+def lora_settings(r: int | None, **options: Any) -> LoRASettings | None:
+    """The settings, or None without a rank; ``options`` are fields of ``LoRASettings``, None or False where not given.
+
+    Raises:
+        UserError: An option is given without a rank, where it would be ignored and the whole model trained instead.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if r:
+        return LoRASettings(r, **given)
+    if given:
+        flags = ", ".join(f"--{name}" if name.startswith("use_") else f"--lora_{name}" for name in given)
+        raise UserError(f"{flags}: no effect without --lora_r; add --lora_r=16 to train an adapter, or drop the flag")
+    return None
+
+
+def add_lora(model: "PreTrainedModel", settings: LoRASettings) -> "PeftModel":
+    """Freeze ``model`` and add a new adapter to it, in place: the adapter and ``modules_to_save`` alone are trained.
+
+    What is trained is float32 where the frozen weights are bfloat16 or float16.
+
+    Raises:
+        UserError: A name matches no module (says which exist), or PEFT cannot adapt a module that it names.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    targets = _parse_targets(settings.target_modules)
+    _check_names(model, "--lora_target_modules", [] if targets == ALL_LINEAR else targets)
+    _check_names(model, "--lora_modules_to_save", settings.modules_to_save or [])
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        modules_to_save=settings.modules_to_save,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        # GPT-2 keeps its weights transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        with _without_deprecations():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"--lora_target_modules={settings.target_modules}: {error}".replace("\n", " ")) from None
+
+
+def load_adapter(model: "PreTrainedModel", name_or_path: str) -> "PeftModel":
+    """Freeze ``model`` and continue a LoRA adapter that a run exported to a folder (or that lies on the hub), in place.
+
+    Raises:
+        UserError: There is no such adapter, it is not a LoRA adapter, or it was trained on a model of another shape.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    folder = local_folder(name_or_path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if folder is not None and not (folder / name).is_file():
+            raise UserError(f"--adapter={name_or_path} has no {name}; give the folder of an exported adapter")
+    source = name_or_path if folder is None else str(folder)
+    with one_line_errors(f"--adapter={name_or_path}", name_or_path):
+        config = PeftConfig.from_pretrained(source)
+        weights = load_peft_weights(source, device="cpu")
+    if config.peft_type != "LORA":
+        raise UserError(f"--adapter={name_or_path} is of type {config.peft_type}; only LORA adapters can be continued")
+    config.inference_mode = False
+    with one_line_errors(f"--adapter={name_or_path}", name_or_path), _without_deprecations():
+        adapted = get_peft_model(model, config)
+    _check_fit(adapted, weights, name_or_path)
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
+
+
+def enable_gradient_checkpointing(model: "PreTrainedModel | PeftModel") -> None:
+    """Recompute activations in backward, a layer at a time: less memory, about a third more time, the same gradients.
+
+    It works in training mode only; generation in evaluation mode keeps its KV cache. The model's configuration is left
+    alone, so that an export is not slowed down for its users.
+
+    Raises:
+        UserError: The architecture does not support it.
+    """
+    from peft import PeftModel
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.supports_gradient_checkpointing:
+        raise UserError(f"--gradient_checkpointing: {type(base).__name__} does not support it; drop the flag")
+    with _without_deprecations():
+        # Not reentrant: layers whose input needs no gradient, as under LoRA, still get theirs.
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Transformers 5.23 renames gradient checkpointing to activation checkpointing, which 5.17 does not know yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+        yield
+
+
+def _parse_targets(targets: str | list[str]) -> str | list[str]:
+    """Names from a comma-separated string, which is what a command line gives; a regular expression stays as it is."""
+    if isinstance(targets, str) and targets != ALL_LINEAR and re.fullmatch(r"[\w.,]+", targets):
+        return [name for name in targets.split(",") if name]
+    return targets
+
+
+def _check_names(model: nn.Module, flag: str, names: str | list[str]) -> None:
+    """Refuse names that match no module: PEFT ignores them as long as another one matches."""
+    paths = [path for path, _ in model.named_modules()]
+    if isinstance(names, str):
+        unmatched = [] if any(_full_match(names, path, flag) for path in paths) else [names]
+    else:
+        unmatched = [name for name in names if not any(f".{path}".endswith(f".{name}") for path in paths)]
+    if unmatched:
+        raise UserError(f"{flag}: no module is called {', '.join(unmatched)}; there are {', '.join(_layers(model))}")
+
+
+def _full_match(pattern: str, path: str, flag: str) -> bool:
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise UserError(f"{flag}={pattern} is neither names nor a regular expression: {error}") from None
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """The short names of the layers that LoRA can adapt."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, nn.Embedding, Conv1D)
+    return sorted({path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, kinds)})
+
+
+def _check_fit(adapted: "PeftModel", weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse an adapter of another base: PEFT leaves layers that the file lacks at their initial values."""
+    from peft import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    stored = {key: tuple(value.shape) for key, value in weights.items() if "lora_" in key or key in shapes}
+    wrong = sorted(key for key in shapes.keys() | stored.keys() if shapes.get(key) != stored.get(key))
+    if wrong:
+        key = wrong[0]
+        raise UserError(
+            f"--adapter={name} does not fit --model: {key} has the shape {stored.get(key, 'none')} in the adapter and "
+            f"{shapes.get(key, 'none')} in the model ({len(wrong)} such weights); give the base it was trained on"
+        )

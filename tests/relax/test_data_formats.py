@@ -1,0 +1,254 @@
+"""Rows of text and of prompt and completion: how they are recognised, tokenized, cut, dropped, refused."""
+# ruff: noqa: E501  (tables of literal messages)
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from byte_tokenizers import CHATML, byte_tokenizer, sentencepiece_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relax.data import RowSubset, Sample, TokenizedDataset, recognise, split_rows, tokenize_row, tokenize_rows
+from relax.errors import UserError
+
+PLAIN = byte_tokenizer()
+WITH_BOS = byte_tokenizer(adds_bos=True)
+CHAT = byte_tokenizer(CHATML, eos_token="<|im_end|>")
+SENTENCEPIECE = sentencepiece_tokenizer()
+
+
+def both(row: dict[str, Any], tokenizer: Any, **options: Any) -> tuple[str, str]:
+    """The whole row, and what is trained of it, decoded."""
+    sample = tokenize_row(row, tokenizer, **options)
+    return tokenizer.decode(sample.input_ids), tokenizer.decode(sample.input_ids[sample.loss_mask])
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["text"], "text"),
+        (["id", "completion", "prompt"], "prompt_completion"),
+        (["prompt", "messages", "text"], "messages"),
+        (["text", "prompt", "completion"], "prompt_completion"),
+    ],
+)
+def test_a_format_is_recognised_by_its_columns(columns: list[str], name: str) -> None:
+    assert recognise(columns).name == name
+
+
+def test_an_unknown_format_lists_what_was_found_and_the_nearest() -> None:
+    with pytest.raises(UserError) as error:
+        recognise(["Mesages", "id"])
+    assert str(error.value) == (
+        "no format fits the columns ['Mesages', 'id']: known are messages; prompt + completion; text "
+        "(is 'Mesages' meant to be 'messages'?); rename the columns"
+    )
+
+
+def test_text_is_trained_whole_with_one_eos() -> None:
+    assert both({"text": "one two"}, WITH_BOS) == ("<s>one two</s>", "one two</s>")
+    assert both({"text": "one two</s>"}, WITH_BOS) == ("<s>one two</s>", "one two</s>")
+    assert both({"text": "one two"}, PLAIN) == ("one two</s>", "ne two</s>"), "nothing predicts the first token"
+
+
+def test_bos_is_never_doubled() -> None:
+    assert both({"text": "<s>one"}, WITH_BOS) == ("<s>one</s>", "one</s>")
+    assert both({"prompt": "<s>one", "completion": " two"}, WITH_BOS) == ("<s>one two</s>", " two</s>")
+
+
+def test_prompt_is_read_completion_is_trained() -> None:
+    row = {"prompt": "2+2=", "completion": "4"}
+    assert both(row, WITH_BOS) == ("<s>2+2=4</s>", "4</s>")
+    assert both(row, WITH_BOS, train_on="last") == ("<s>2+2=4</s>", "4</s>")
+    assert both(row, WITH_BOS, train_on="all") == ("<s>2+2=4</s>", "2+2=4</s>")
+    assert both({"prompt": "", "completion": "4"}, WITH_BOS) == ("<s>4</s>", "4</s>")
+
+
+def test_prompt_and_completion_are_joined_as_ids_so_no_token_spans_them() -> None:
+    tokenizer = byte_tokenizer(merges=[("=", "4")])
+    sample = tokenize_row({"prompt": "2+2=", "completion": "4"}, tokenizer)
+    assert sample.input_ids[:4].tolist() == tokenizer("2+2=")["input_ids"]
+    assert tokenizer.decode(sample.input_ids[sample.loss_mask]) == "4</s>"
+
+
+def test_a_tokenizer_that_adds_an_eos_itself_does_not_end_the_prompt_with_it() -> None:
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer()
+    ids = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ids)
+    assert tokenizer.decode(tokenizer("x")["input_ids"]) == "<s>x</s>"
+    assert both({"prompt": "2+2=", "completion": "4"}, tokenizer) == ("<s>2+2=4</s>", "4</s>")
+    assert both({"text": "x"}, tokenizer) == ("<s>x</s>", "x</s>")
+
+
+def test_bos_equal_to_eos_as_in_gpt2() -> None:
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer(bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    bos = [("<|endoftext|>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=bos)
+    assert both({"text": "x"}, tokenizer) == ("<|endoftext|>x<|endoftext|>", "x<|endoftext|>")
+
+
+def test_rows_too_long_are_cut_and_counted_and_dropped_if_nothing_is_left() -> None:
+    rows = [
+        {"prompt": "abc", "completion": "x"},
+        {"prompt": "abc", "completion": "yyyy"},
+        {"prompt": "abcde", "completion": "z"},
+    ]
+    dataset = tokenize_rows(rows, PLAIN, max_length=5, max_dropped_share=0.5)
+
+    assert [PLAIN.decode(sample.input_ids) for sample in map(dataset.__getitem__, range(2))] == ["abcx</s>", "abcyy"]
+    assert dataset.source_rows.tolist() == [0, 1]
+    report = dataset.report
+    assert (report.rows, report.rows_kept, report.truncated, report.tokens, report.trained_tokens) == (3, 2, 1, 10, 4)
+    assert report.dropped == {"no training target within max_length": 1}
+
+
+def test_losing_more_than_five_percent_of_the_rows_stops_the_run() -> None:
+    rows = [{"text": "ab"}] * 19 + [{"text": ""}]
+    assert tokenize_rows(rows, PLAIN).report.dropped == {"empty text": 1}, "5 % is allowed"
+    with pytest.raises(UserError) as error:
+        tokenize_rows([*rows, {"text": ""}], PLAIN, where="a.jsonl")
+    assert str(error.value) == (
+        "a.jsonl: 2 of 21 rows have nothing to learn (2 x empty text), more than --max_dropped_share=0.05 allows; "
+        "mend the data or allow a larger share"
+    )
+    assert len(tokenize_rows([*rows, {"text": ""}], PLAIN, max_dropped_share=0.1)) == 19
+
+
+def test_no_row_left_names_the_length() -> None:
+    with pytest.raises(UserError, match=r"^data: none of the 1 rows is left .*; raise --max_length=4"):
+        tokenize_rows([{"prompt": "long prompt", "completion": "x"}], PLAIN, max_length=4, max_dropped_share=1.0)
+    with pytest.raises(UserError, match="--max_length must be at least 2"):
+        tokenize_rows([{"text": "x"}], PLAIN, max_length=1)
+    with pytest.raises(UserError, match="data: no rows"):
+        tokenize_rows([], PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ({"text": "a"}, {"text": None}, "'text' must be a string, got nothing (null)"),
+        ({"text": "a"}, {"text": 3}, "'text' must be a string, got int"),
+        ({"text": "a"}, {"txt": "a"}, "no 'text' in this row, it has ['txt']"),
+        ({"text": "a"}, ["a"], "a row must be a mapping from column to value, got list"),
+        ({"text": "a"}, {"text": "\ud83d"}, r"the text holds half of a surrogate pair ('\ud83d'), which is not Unicode text"),
+        ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}, "the completion is empty: there is nothing to learn"),
+        ({"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "b"}, "'prompt' must be a string, got nothing (null)"),
+        ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "'prompt' must be a list of messages, got str"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named(good: Any, bad: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        tokenize_rows([good, bad], PLAIN, where="data.jsonl")
+    assert str(error.value) == f"data.jsonl:row 2: {message}"
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "'messages' must be a list of messages, got nothing (null)"),
+        ([], "'messages' must be a list of messages, got an empty list"),
+        (["Hi"], "message 1 of 'messages' must be an object with 'role' and 'content', got str"),
+        ([USER, {"content": "Hi"}], "message 2 of 'messages' must have a 'role' such as 'user' or 'assistant', got nothing (null)"),
+        ([USER, {"role": "assistant"}], "message 2 of 'messages' must have a string 'content', got nothing (null)"),
+        ([USER, {"role": "assistant", "content": 4}], "message 2 of 'messages' must have a string 'content', got int"),
+        ([USER, {"role": "assistant", "content": ""}], "message 2 of 'messages' is an empty assistant turn: there is nothing to learn"),
+        ([USER, {"role": "gpt", "content": "x"}], "'messages' has no turn of the role 'assistant' to learn, its roles are ['gpt', 'user']"),
+    ],
+)  # fmt: skip
+def test_a_bad_conversation_is_named(messages: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        tokenize_row({"messages": messages}, CHAT)
+    assert str(error.value) == f"data:row 1: {message}"
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^the tokenizer has no eos token, so the model could not learn to stop"):
+        tokenize_row({"text": "a"}, byte_tokenizer(eos_token=None))
+
+
+def test_text_the_tokenizer_has_no_token_for_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE({"1": 0, "</s>": 1}, []))
+    digits = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    assert tokenize_row({"prompt": "1", "completion": "1"}, digits).input_ids.tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="the tokenizer has no token for anything in 'é'"):
+        tokenize_row({"prompt": "1", "completion": "é"}, digits)
+
+
+def test_rows_of_a_split_keep_their_numbers() -> None:
+    rows = [{"text": f"row {number}"} for number in range(20)]
+    train, validation = split_rows(rows, 0.25, seed=1)
+    dataset = tokenize_rows(validation, PLAIN)
+    assert dataset.source_rows.tolist() == validation.indices.tolist()
+    assert [PLAIN.decode(dataset[at].input_ids) for at in range(5)] == [f"row {at}</s>" for at in validation.indices]
+
+    rows[int(train.indices[3])] = {"text": None}  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=f"^data:row {train.indices[3] + 1}: "):
+        tokenize_rows(RowSubset(rows, train.indices), PLAIN)
+
+
+def test_the_data_set_is_flat_counts_targets_and_is_pickled_whole() -> None:
+    samples = [Sample.of([1, 2, 3], [True, False, True]), Sample.of([4, 5], [False, True]), Sample.of([6], [True])]
+    dataset = TokenizedDataset.from_samples(samples)
+    assert dataset.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert dataset.tokens.dtype == np.int32
+    assert dataset.loss_mask.tolist() == [False, False, True, False, True, False], "no first token is a target"
+    assert (dataset.lengths.tolist(), dataset.num_targets.tolist()) == ([3, 2, 1], [1, 1, 0])
+    assert [sample.input_ids.tolist() for sample in (dataset[at] for at in range(3))] == [[1, 2, 3], [4, 5], [6]]
+    assert dataset[1].input_ids.base is not None, "views, not copies"
+    with pytest.raises(IndexError):
+        dataset[3]
+
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.fingerprint == dataset.fingerprint
+    assert TokenizedDataset.from_samples(samples[::-1]).fingerprint != dataset.fingerprint
+    other_mask = [samples[0], Sample.of([4, 5], [False, False]), samples[2]]
+    assert TokenizedDataset.from_samples(other_mask).fingerprint != dataset.fingerprint
+
+
+def test_a_data_set_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one row"):
+        TokenizedDataset.from_samples([])
+    with pytest.raises(UserError, match="one loss mask entry a token, got 1 for 2 tokens"):
+        Sample.of([1, 2], [True])
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+_turn = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "system", "tool", ""]) | _json,
+        "content": _json | st.text(),
+    },
+)
+_value = _json | st.lists(_turn | _json, max_size=4)
+_row = _json | st.dictionaries(st.sampled_from(["text", "prompt", "completion", "messages", "id"]), _value, max_size=4)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(row=_row, tokenizer=st.sampled_from([PLAIN, CHAT, SENTENCEPIECE]))
+def test_any_row_gives_a_sample_or_a_clear_error(row: Any, tokenizer: Any) -> None:
+    try:
+        sample = tokenize_row(row, tokenizer)
+    except UserError as error:
+        message = str(error)
+        assert "\n" not in message
+        return
+    assert sample.loss_mask.any()
+    assert not sample.loss_mask[0]
+    assert sample.input_ids.shape == sample.loss_mask.shape

@@ -1,0 +1,224 @@
+"""Rows from files, folders and the hub; what is refused, and that a path never reaches the network."""
+# ruff: noqa: E501  (tables of literal messages)
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relax.data import load_rows, split_rows
+from relax.errors import UserError
+
+ROWS = [{"prompt": "2+2=", "completion": "4"}, {"prompt": "é\u2028😀", "completion": 'a, "b"\nc'}]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every look at the network fails the test; `datasets` keeps its cache in the test's folder."""
+    import datasets
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return name
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def refused(source: str, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load_rows(source, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_kind_of_file_gives_the_same_rows() -> None:
+    import csv
+
+    import pyarrow
+    from pyarrow import parquet
+
+    write("a.jsonl", jsonl(ROWS))
+    write("b.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS).replace("\n", "\r\n\r\n").encode())
+    write("a.json", json.dumps(ROWS, indent=2))
+    write("b.json", json.dumps({"data": ROWS}))
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), "a.parquet")
+    with Path("a.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+    for name in ("a.jsonl", "b.jsonl", "a.json", "b.json", "a.parquet", "a.csv", str(Path("a.csv").resolve())):
+        assert list(load_rows(name)) == ROWS, name
+
+
+def test_csv_cells_stay_strings() -> None:
+    assert list(load_rows(write("a.csv", "prompt,completion\n1,007\n\n2,\n"))) == [
+        {"prompt": "1", "completion": "007"},
+        {"prompt": "2", "completion": ""},
+    ]
+    long = "x" * 300_000
+    assert load_rows(write("long.csv", f'text\n"{long}"\n'))[0] == {"text": long}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', "a.jsonl:2: not valid JSON (Expecting value: line 1 column 9 (char 8))"),
+        ("a.jsonl", '{"text": "a"}\n\n["b"]\n', "a.jsonl:3: a row must be a JSON object, got list"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "a.jsonl:2: not valid UTF-8 (byte 0xe9 at position 10): save the file as UTF-8"),
+        ("a.jsonl", "[\n{}\n]", "a.jsonl:1: a line must be one JSON object; if the file is one JSON list, name it .json"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1: a line must be one JSON object; if the file is one JSON list, name it .json"),
+        ("a.jsonl", '{"a":' * 100_000, "a.jsonl:1: not valid JSON (maximum recursion depth exceeded"),
+        ("a.jsonl", "", "a.jsonl: the file is empty (0 bytes)"),
+        ("a.jsonl", "\n\n", "a.jsonl: the file holds no rows"),
+        ("a.json", "[]", "a.json: the file holds no rows"),
+        ("a.json", " ", "a.json: the file holds no rows"),
+        ("a.json", '[{"text": 1}, 2]', "a.json:row 2: a row must be a JSON object, got int"),
+        ("a.json", '{"rows": []}', 'a.json: a .json file must be a list of objects, or {"data": [...]}, got another shape'),
+        ("a.json", '[{"text": 1},', "a.json: not valid JSON (Expecting value"),
+        ("a.json", '{"text": 1}\n{"text": 2}\n', "a.json: not valid JSON, it holds one object a line: rename it to .jsonl"),
+        ("a.json", b"\xff\xfe[\x00]\x00", "a.json: not valid UTF-8 (byte 0xff at position 0): save the file as UTF-8"),
+        ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: 1 cells where the header names 2 columns"),
+        ("a.csv", "a,a\n1,2\n", "a.csv:1: the first line must name each column once, got ['a', 'a']"),
+        ("a.csv", 'a,b\n1,"2\n', "a.csv: not valid CSV (unexpected end of data)"),
+        ("a.csv", "a,b\n", "a.csv: the file holds no rows"),
+        ("a.csv", b"\xef\xbb\xbf", "a.csv: the file holds no rows"),
+        ("a.parquet", "PAR1 not at all", "a.parquet: not a readable Parquet file ("),
+        ("a.xml", "<a/>", "a.xml: a data file ends in .jsonl, .json, .parquet, .csv, got '.xml'"),
+        ("data", "x", "data: a data file ends in .jsonl, .json, .parquet, .csv, got 'no suffix'"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_named_with_its_line(name: str, content: str | bytes, message: str) -> None:
+    assert refused(write(name, content)).startswith(message)
+
+
+def test_a_truncated_parquet_file_is_named() -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), "a.parquet")
+    write("a.parquet", Path("a.parquet").read_bytes()[:-20])
+    assert refused("a.parquet").startswith("a.parquet: not a readable Parquet file (")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    write("a.jsonl", jsonl(ROWS))
+    Path("a.jsonl").chmod(0)
+    assert refused("a.jsonl") == "a.jsonl: cannot be read (Permission denied)"
+
+
+def test_a_missing_file_names_the_nearest_and_never_reaches_the_hub() -> None:
+    write("train.jsonl", jsonl(ROWS))
+    assert refused("trian.jsonl") == "trian.jsonl: no such file; did you mean 'train.jsonl'?"
+    assert refused("folder/train.jsonl") == "folder/train.jsonl: no such file (there is no folder 'folder')"
+    for path in (
+        "./squad",
+        "../squad",
+        "/squad",
+        "~/squad",
+        "a/b/squad",
+        "squad.txt",
+        "org/squad.json.gz",
+        "c:\\squad",
+    ):
+        assert "no such file" in refused(path)
+    assert refused("") == "a data source must be a file, a folder or a hub name, got an empty string"
+
+
+def test_a_single_file_has_no_splits() -> None:
+    write("a.jsonl", jsonl(ROWS))
+    assert refused("a.jsonl", split="test") == (
+        "a.jsonl: a single file has no split 'test'; give that part as a file of its own"
+    )
+    assert "no configuration 'main'" in refused("a.jsonl", name="main")
+
+
+def test_a_hub_name_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write("squads.jsonl", jsonl(ROWS))
+    assert refused("someone/squad").startswith(
+        "someone/squad: neither a file here nor reachable on the hub (Couldn't reach"
+    )
+    assert refused("squads").endswith("; did you mean 'squads.jsonl'?")
+
+
+def test_folders_saved_by_datasets() -> None:
+    import datasets
+
+    one, two = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
+    one.save_to_disk("one")
+    datasets.DatasetDict({"train": one, "test": two}).save_to_disk("both")
+
+    assert list(load_rows("one")) == ROWS
+    assert list(load_rows("both")) == ROWS
+    assert list(load_rows("both", "test")) == ROWS[:1]
+    assert refused("both", split="dev") == "both: no split 'dev' in this folder, it has test, train"
+    assert refused("one", split="test") == "one: no split 'test' in this folder, it has train"
+    Path("one/dataset_info.json").write_text("{")
+    assert refused("one").startswith("one: cannot be loaded (")
+
+
+def test_folders_of_data_files_are_loaded_by_name() -> None:
+    import datasets
+
+    Path("org/data").mkdir(parents=True)
+    datasets.Dataset.from_list(ROWS).to_parquet("org/data/train.parquet")
+    datasets.Dataset.from_list(ROWS[:1]).to_parquet("org/data/test.parquet")
+    assert list(load_rows("org/data")) == ROWS
+    assert list(load_rows("org/data", "test")) == ROWS[:1]
+    assert list(load_rows("org/data", "train[1:]")) == ROWS[1:]
+    assert 'Unknown split "dev"' in refused("org/data", split="dev")
+
+    Path("lines").mkdir()
+    write("lines/train.jsonl", jsonl(ROWS))
+    assert list(load_rows("lines")) == ROWS
+    Path("nothing").mkdir()
+    assert refused("nothing").startswith("nothing: cannot be loaded (The directory at ")
+
+
+def test_a_split_is_a_function_of_the_seed_and_keeps_the_order() -> None:
+    rows = [{"text": str(number)} for number in range(100)]
+    train, validation = split_rows(rows, 0.1, seed=3)
+    again, _ = split_rows(rows, 0.1, seed=3)
+    other, _ = split_rows(rows, 0.1, seed=4)
+
+    assert (len(train), len(validation)) == (90, 10)
+    assert sorted([*train.indices, *validation.indices]) == list(range(100))
+    assert list(train.indices) == sorted(train.indices)
+    assert list(train.indices) == list(again.indices) != list(other.indices)
+    assert train[3] == rows[train.indices[3]]
+    assert list(validation) == [rows[at] for at in validation.indices]
+    assert len(split_rows(rows, 7, seed=3)[1]) == 7
+    assert len(split_rows(rows[:3], 0.01, seed=3)[1]) == 1, "never an empty part"
+
+
+@pytest.mark.parametrize("validation", [0, 1.0, 100, 1.5, -1, 0.0])
+def test_a_split_that_leaves_a_part_empty_is_refused(validation: float) -> None:
+    with pytest.raises(
+        UserError, match="--validation_split must be a share between 0 and 1 or a number of rows from 1 to 99"
+    ):
+        split_rows([{"text": "x"}] * 100, validation, seed=0)
+
+
+def test_importing_the_data_room_loads_no_data_library() -> None:
+    loaded = "import sys, relax.data; print([m for m in ('datasets', 'transformers', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout.strip() == "[]"
