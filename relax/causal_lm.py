@@ -50,6 +50,13 @@ def base_model(model: nn.Module) -> "PreTrainedModel":
     return inner
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """Whether ``model`` is a PEFT model."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
 def language_head(model: nn.Module) -> LanguageHead:
     """The head of a causal language model.
 

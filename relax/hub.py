@@ -57,5 +57,7 @@ def one_line_errors(what: str, name_or_path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError) as error:
         reason = textwrap.shorten(str(error), 400)
-        advice = "the name, the connection and the hub login" if local_folder(name_or_path) is None else "the folder"
+        advice = "the folder" if local_folder(name_or_path) else "the name, the connection and the hub login"
+        if "trust_remote_code" in str(error):
+            advice = "its code, and give --trust_remote_code to run it"
         raise UserError(f"cannot load {what} ({type(error).__name__}: {reason}); check {advice}") from None

@@ -3,10 +3,44 @@
 For ``on_train_batch_end`` and ``on_validation_end``; the tests tell when a Lightning version moves what they rest on.
 """
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from relax.errors import UserError
 
 if TYPE_CHECKING:
     import lightning as L
+
+
+def build_lightning_trainer(**arguments: Any) -> "L.Trainer":
+    """A ``lightning.Trainer``.
+
+    Raises:
+        UserError: Lightning refuses a setting (devices that do not exist, a precision, a strategy).
+    """
+    import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return L.Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"Lightning refuses a setting: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on the machine and its tips."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def step_completed(trainer: "L.Trainer") -> bool:

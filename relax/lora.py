@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from relax.errors import UserError
@@ -77,7 +78,7 @@ def lora_settings(r: int | None, **options: Any) -> LoRASettings | None:
 def add_lora(model: "PreTrainedModel", settings: LoRASettings) -> "PeftModel":
     """Freeze ``model`` and add a new adapter to it, in place: the adapter and ``modules_to_save`` alone are trained.
 
-    What is trained is float32 where the frozen weights are bfloat16 or float16.
+    The adapter is float32 where the frozen weights are bfloat16 or float16; ``modules_to_save`` keep the base's type.
 
     Raises:
         UserError: A name matches no module (says which exist), or PEFT cannot adapt a module that it names.
@@ -88,6 +89,12 @@ def add_lora(model: "PreTrainedModel", settings: LoRASettings) -> "PeftModel":
     targets = _parse_targets(settings.target_modules)
     _check_names(model, "--lora_target_modules", [] if targets == ALL_LINEAR else targets)
     _check_names(model, "--lora_modules_to_save", settings.modules_to_save or [])
+    if settings.modules_to_save and model.dtype in (torch.bfloat16, torch.float16):
+        warnings.warn(
+            f"--lora_modules_to_save trains in {str(model.dtype).removeprefix('torch.')}, which loses small updates to "
+            "rounding; give --dtype=float32",
+            stacklevel=2,
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,

@@ -8,12 +8,15 @@
 """
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from relax.checkpoint_io import latest_checkpoint
-from relax.errors import UserError
+from relax.errors import UserError, storage_error
 
 MARKER = "run.json"
 
@@ -21,6 +24,11 @@ MARKER = "run.json"
 def checkpoint_folder(folder: Path) -> Path:
     """Where a run keeps its checkpoints."""
     return folder / "checkpoints"
+
+
+def export_folder(folder: Path) -> Path:
+    """Where a run writes the model it trained."""
+    return folder / "model"
 
 
 def resume_point(folder: Path | None, resume: str | None) -> Path | None:
@@ -43,31 +51,51 @@ def resume_point(folder: Path | None, resume: str | None) -> Path | None:
     return path
 
 
-def claim(folder: Path, *, kind: str, resume: bool, overwrite: bool) -> None:
-    """Make ``folder`` this run's.
+def fresh(kind: str) -> Path:
+    """A new folder's name, ``runs/KIND-DATE-TIME``; the processes that this one starts get the same."""
+    name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / os.environ.setdefault("RELAX_RUN_NAME", name)
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0; a process that Lightning, torchrun or SLURM started beside it is not."""
+    return int(rank_zero_only.rank) == 0
+
+
+def check(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that ``claim`` would refuse, touching nothing.
 
     Raises:
-        UserError: it holds another run or foreign files, or cannot be written.
+        UserError: it holds another run or foreign files, or is a file.
     """
     held = (folder / MARKER).exists()
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir must be a folder, got the file {folder}")
-    if held and not resume:
-        if not overwrite:
-            raise UserError(
-                f"{folder} already holds a run; continue it with --resume=auto, replace it with --overwrite, "
-                "or choose another --output_dir"
-            )
+        raise UserError(f"--output_dir must be a folder, got the file {folder}")
+    if held and not resume and not overwrite:
+        raise UserError(
+            f"{folder} already holds a run; continue it with --resume=auto, replace it with --overwrite, "
+            "or choose another --output_dir"
+        )
+    if not held and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output_dir must be new, empty or a run's, got {folder}, which holds other files")
+
+
+def claim(folder: Path, *, kind: str, resume: bool, overwrite: bool) -> None:
+    """Make ``folder`` this run's; an overwritten run is removed.
+
+    Raises:
+        UserError: as ``check``, or the folder cannot be written.
+    """
+    check(folder, resume=resume, overwrite=overwrite)
+    if not resume:
         _clear(folder)
-    elif not held and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"output_dir must be new, empty or a run's, got {folder}, which holds other files")
     try:
         checkpoint_folder(folder).mkdir(parents=True, exist_ok=True)
         if not (folder / MARKER).exists():
             made = {"trainer": kind, "created": datetime.now(UTC).isoformat(timespec="seconds")}
             (folder / MARKER).write_text(json.dumps(made) + "\n")
     except OSError as error:
-        raise UserError(f"output_dir must be writable, got {folder} ({error.strerror}); choose --output_dir") from error
+        raise storage_error(folder / MARKER, error) from error
 
 
 def _clear(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from relax import causal_lm
@@ -10,7 +11,7 @@ from relax.data.batches import Batch
 from relax.data.encoding import tokenize_rows
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
-from relax.losses import weighted_logprob_sum
+from relax.losses import token_logprobs, weighted_logprob_sum
 from trainers.trainer import Trainer
 
 Rows = TokenizedDataset | Sequence[Mapping[str, Any]]
@@ -27,6 +28,7 @@ class SFTTrainer(Trainer):
         max_length: tokens of a row; longer rows are cut at the end and counted. None leaves them whole.
         train_on: completion trains completions (of ``messages``: all assistant turns), last only the last assistant
             turn, all every token.
+        config: further settings to record.
 
     Raises:
         UserError: rows that cannot be used, or a setting that cannot work.
@@ -41,8 +43,11 @@ class SFTTrainer(Trainer):
         val_dataset: Rows | None = None,
         max_length: int | None = 1024,
         train_on: Literal["completion", "last", "all"] = "completion",
+        config: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        self.check(**settings)  # before the rows are tokenized, which may take long
+
         def tokenized(rows: Rows, where: str) -> TokenizedDataset:
             if isinstance(rows, TokenizedDataset):
                 return rows
@@ -50,7 +55,12 @@ class SFTTrainer(Trainer):
 
         held_out = None if val_dataset is None else tokenized(val_dataset, "validation data")
         super().__init__(
-            model, tokenizer, train_dataset=tokenized(train_dataset, "training data"), val_dataset=held_out, **settings
+            model,
+            tokenizer,
+            train_dataset=tokenized(train_dataset, "training data"),
+            val_dataset=held_out,
+            config={"max_length": max_length, "train_on": train_on} | dict(config or {}),
+            **settings,
         )
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,6 +81,14 @@ class SFTTrainer(Trainer):
         )
         metrics = {"entropy": (weights * tokens.entropy).sum(), "token_accuracy": (weights * tokens.correct).sum()}
         return -logprob_sum, metrics
+
+    @torch.no_grad()
+    def row_losses(self, batch: Batch) -> dict[int, float]:
+        """The summed loss of each row of ``batch``, by its number in the data set."""
+        hidden, head = causal_lm.hidden_states(self.model, batch), causal_lm.language_head(self.model)
+        nll = -token_logprobs(hidden, head, batch.targets).logprobs
+        sums = nll.new_zeros(len(batch.rows)).index_add(0, batch.owners, nll)
+        return dict(zip(batch.rows, sums.tolist(), strict=True))
 
     def validation_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss, token accuracy, entropy, and perplexity = exp(loss)."""

@@ -5,6 +5,7 @@ is the subclass's ``compute_loss``. Everything that only watches or steers is a 
 """
 
 import inspect
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,8 @@ from typing import Any, Literal, Self
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -27,7 +26,8 @@ from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, coll
 from relax.data.loader import ResumableLoader
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
-from relax.export import export_model, model_card
+from relax.export import check_export, export_model, model_card
+from relax.lightning_loop import build_lightning_trainer, quiet_lightning
 from relax.lora import enable_gradient_checkpointing
 from relax.models import pad_id
 from relax.optimizers import (
@@ -40,6 +40,10 @@ from relax.optimizers import (
     total_norm,
 )
 from relax.seeding import seed_generators
+
+POSITIVE = ("learning_rate", "batch_size", "micro_batch_size", "val_every_n_steps", "decay_ratio")
+NOT_NEGATIVE = ("weight_decay", "warmup_steps", "data_workers")
+SHARES = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
 
 
 class Trainer(L.LightningModule, ABC):
@@ -136,11 +140,48 @@ class Trainer(L.LightningModule, ABC):
         self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
         self._window: dict[str, Tensor] = {}
         self._window_size = 0
-        self._check()
+        own = self._own_settings()
+        self.check(**own, **lightning)
+        self._warn_without_effect()
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
-        recorded = self._plain_settings() | {"gradient_checkpointing": gradient_checkpointing}
-        self.save_hyperparameters(recorded | dict(config or {}))
+        own |= {"optimizer": optimizer if isinstance(optimizer, str) else repr(optimizer), "betas": list(betas)}
+        own |= {"gradient_checkpointing": gradient_checkpointing}
+        own |= {name: value for name, value in lightning.items() if isinstance(value, bool | int | float | str)}
+        self.save_hyperparameters(own | dict(config or {}))
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuse keywords of the constructor that cannot work, before anything is loaded.
+
+        Raises:
+            UserError: a value out of range, two settings that exclude each other, an unknown one, missing devices.
+        """
+        own = inspect.signature(Trainer).parameters
+        lightning = {name: value for name, value in settings.items() if name not in own}
+        given = {name: p.default for name, p in own.items() if p.default is not p.empty} | settings
+        checks.positive(**{name: given[name] for name in POSITIVE})
+        checks.between(0, math.inf, **{name: given[name] for name in NOT_NEGATIVE})
+        checks.between(0, 1, **{name: given[name] for name in SHARES})
+        checks.between(0, 1 - 1e-9, betas=max(given["betas"]))
+        checks.one_of(SCHEDULES, schedule=given["schedule"])
+        checks.one_of(("auto", "packed", "padded"), layout=given["layout"])
+        checks.not_both(warmup_steps=given["warmup_steps"], warmup_ratio=given["warmup_ratio"])
+        checks.not_both(resume=given["resume"], overwrite=given["overwrite"])
+        if isinstance(given["optimizer"], str):
+            checks.one_of(OPTIMIZERS, optimizer=given["optimizer"])
+        known = inspect.signature(L.Trainer).parameters
+        for name in lightning:
+            if name not in known:
+                raise UserError(f"unknown argument {name}{checks.nearest(name, [*known, *own])}")
+        with quiet_lightning():
+            devices = build_lightning_trainer(**lightning, logger=False, enable_checkpointing=False)
+        Layout.of(
+            given["batch_size"],
+            devices.num_nodes * devices.num_devices,
+            given["micro_batch_size"],
+            lightning.get("accumulate_grad_batches"),
+        )
 
     @abstractmethod
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,7 +204,7 @@ class Trainer(L.LightningModule, ABC):
         if mode is not None or self._running():
             return super().train(True if mode is None else mode)
         checkpoint = run_folder.resume_point(self.output_dir, self.resume)
-        if self.output_dir is not None and rank_zero_only.rank == 0:
+        if self.output_dir is not None and run_folder.is_main_process():
             kind, resumed = type(self).__name__, self.resume is not None
             run_folder.claim(self.output_dir, kind=kind, resume=resumed, overwrite=self.overwrite)
             dump_config(self.output_dir / "config.yaml", dict(self.hparams))
@@ -194,10 +235,7 @@ class Trainer(L.LightningModule, ABC):
             arguments["max_epochs"] = 1
         if self.val_data is None:
             arguments["limit_val_batches"] = 0
-        try:
-            trainer = L.Trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UserError(f"lightning refuses these settings: {' '.join(str(error).split())}") from error
+        trainer = build_lightning_trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
         layout = self._cut(trainer.num_nodes * trainer.num_devices, self._lightning.get("accumulate_grad_batches"))
         trainer.accumulate_grad_batches = layout.accumulate
         if self.val_every_n_steps is not None:
@@ -211,6 +249,8 @@ class Trainer(L.LightningModule, ABC):
             return
         self._layout = self._cut(self.trainer.world_size, self.trainer.accumulate_grad_batches)
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
+        if self.output_dir is not None:
+            check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
         causal_lm.check_head(self.model)
         packs = self.layout != "padded" and causal_lm.isolate_documents(self.model)
         if self.layout == "packed" and not packs:
@@ -354,7 +394,13 @@ class Trainer(L.LightningModule, ABC):
         """Write the model, or its adapter, with the tokenizer and a model card, as Hugging Face users load it."""
         if self.global_rank == 0:
             figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-            card = model_card(figures=figures, settings=dict(self.hparams), trainer=type(self).__name__)
+            card = model_card(
+                figures=figures,
+                settings=dict(self.hparams),
+                trainer=type(self).__name__,
+                base_model=causal_lm.base_model(self.model).name_or_path or None,
+                adapter=causal_lm.is_adapted(self.model),
+            )
             export_model(self.model, self.tokenizer, folder, merge_adapter=self.merge_adapter, card=card)
         self.trainer.strategy.barrier()
 
@@ -375,41 +421,18 @@ class Trainer(L.LightningModule, ABC):
     def _cut(self, world_size: int, accumulate: int | None) -> Layout:
         return Layout.of(self.batch_size, world_size, self.micro_batch_size, accumulate)
 
-    def _check(self) -> None:
-        checks.positive(learning_rate=self.learning_rate, batch_size=self.batch_size, decay_ratio=self.decay_ratio)
-        checks.positive(micro_batch_size=self.micro_batch_size, val_every_n_steps=self.val_every_n_steps)
-        checks.between(0, float("inf"), weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
-        checks.between(0, float("inf"), data_workers=self.data_workers)
-        checks.between(0, 1, warmup_ratio=self.warmup_ratio, min_lr_ratio=self.min_lr_ratio)
-        checks.between(0, 0.999999, betas=max(self.betas))
-        checks.one_of(SCHEDULES, schedule=self.schedule)
-        checks.one_of(("auto", "packed", "padded"), layout=self.layout)
-        checks.not_both(warmup_steps=self.warmup_steps, warmup_ratio=self.warmup_ratio)
-        checks.not_both(resume=self.resume, overwrite=self.overwrite)
-        if isinstance(self.optimizer, str):
-            checks.one_of(OPTIMIZERS, optimizer=self.optimizer)
-        known = inspect.signature(L.Trainer).parameters
-        for name in self._lightning:
-            if name not in known:
-                raise UserError(f"unknown argument {name}{checks.nearest(name, [*known, *self._plain_settings()])}")
+    def _warn_without_effect(self) -> None:
         if self.val_data is None and self.val_every_n_steps is not None:
             warnings.warn("--val_every_n_steps has no effect without validation data", stacklevel=4)
         if self.schedule == "constant" and self.min_lr_ratio:
             warnings.warn("--min_lr_ratio has no effect with --schedule=constant", stacklevel=4)
         if self.output_dir is not None and not any(isinstance(c, Checkpoint) for c in self._callbacks):
             warnings.warn(
-                f"no checkpoint will be written to {self.output_dir}: pass callbacks=callbacks.default_callbacks(...)",
+                f"no checkpoint will be written to {self.output_dir}: pass callbacks=default_callbacks(output_dir)",
                 stacklevel=4,
             )
 
-    def _plain_settings(self) -> dict[str, Any]:
-        """What a checkpoint and a logger can keep: plain values only."""
-        names = (
-            "learning_rate weight_decay betas schedule warmup_steps warmup_ratio min_lr_ratio decay_ratio batch_size "
-            "micro_batch_size layout group_by_length data_workers seed compile_loss val_every_n_steps merge_adapter"
-        )
-        plain = (bool, int, float, str)
-        own = {name: self.__dict__[name] for name in names.split()}
-        own["betas"] = list(self.betas)
-        own["optimizer"] = self.optimizer if isinstance(self.optimizer, str) else type(self.optimizer).__qualname__
-        return own | {k: v for k, v in self._lightning.items() if isinstance(v, plain)}
+    def _own_settings(self) -> dict[str, Any]:
+        """The plain settings by name: for the checks, and for what a checkpoint and a logger keep."""
+        names = set(inspect.signature(Trainer).parameters) & self.__dict__.keys()
+        return {name: self.__dict__[name] for name in sorted(names - {"tokenizer", "output_dir", "resume", "overwrite"})}

@@ -100,7 +100,7 @@ def split_rows(rows: Rows, validation: float | int, seed: int) -> tuple[RowSubse
     count = max(1, round(validation * total)) if share and validation > 0 else int(validation)
     if not 1 <= count < total:
         raise UserError(
-            f"--validation_split must be a share between 0 and 1 or a number of rows from 1 to {total - 1}, "
+            f"--val_split must be a share between 0 and 1 or a number of rows from 1 to {total - 1}, "
             f"got {validation} of {total} rows"
         )
     order = np.random.default_rng(mix("split", seed)).permutation(total)

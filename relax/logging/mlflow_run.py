@@ -50,22 +50,24 @@ def open_run(folder: Path, tracking_uri: str, experiment: str, artifacts: str | 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # which MLflow lets through when it opens a store
 
     try:
         client = MlflowClient(tracking_uri)
         run = _continue(client, folder / RUN_FILE) or _create(client, folder, experiment, artifacts)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise UserError(
-            f"MLflow at {tracking_uri} cannot be used ({first_line(error)}); start it, set MLFLOW_TRACKING_URI, or "
+            f"MLflow at {tracking_uri} cannot be used ({brief(error)}); start it, set MLFLOW_TRACKING_URI, or "
             "choose another --logger"
         ) from error
     run.remember()
     return run
 
 
-def first_line(error: BaseException) -> str:
-    """MLflow's messages go on for many lines."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def brief(error: BaseException) -> str:
+    """MLflow's messages go on for many lines: the first, and of a long one its beginning and end."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:120]} ... {line[-75:]}"
 
 
 def _continue(client: Any, file: Path) -> MLflowRun | None:

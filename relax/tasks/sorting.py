@@ -7,7 +7,7 @@ Not a benchmark of language: a model of 102 thousand parameters learns it on a C
 
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from relax.seeding import mix
 
@@ -28,6 +28,16 @@ VOCABULARY = (PAD, EOS, UNKNOWN, END_OF_PROMPT, *DIGITS)
 
 class Sorting:
     """The ``Task`` of sorting digits; see the top of the file."""
+
+    sft_settings: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-3,
+        "betas": (0.9, 0.98),
+        "schedule": "wsd",
+        "warmup_steps": 20,
+        "batch_size": 128,
+        "max_steps": 1200,
+        "gradient_clip_val": 1.0,
+    }
 
     def train_rows(self, n: int = 20_000, seed: int = 0) -> list[dict[str, str]]:
         """``n`` demonstrations as ``prompt`` and ``completion``; no end of text, the data pipeline appends it."""

@@ -57,7 +57,7 @@ class Tiny(L.LightningModule):
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         x, y = batch
         loss = nn.functional.mse_loss(self.net(x), y)
-        self.losses.append((self.global_step, float(loss)))
+        self.losses.append((self.global_step, float(loss.detach())))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

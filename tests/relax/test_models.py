@@ -1,8 +1,6 @@
 """Loading: what is stored is what comes back, and what cannot be trained on is refused in one line."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,7 +117,7 @@ def test_weights_and_config_that_do_not_belong_together(folder: Path) -> None:
     with refused("lacks 9 weights", "model.layers.2"):
         load_model(str(folder))
     change(folder, num_hidden_layers=2, intermediate_size=32)
-    with refused("(24, 16)", "(32, 16)", "down_proj") if False else refused("24", "32"):
+    with refused("model.layers.0.mlp.down_proj.weight", "(16, 24) in the file", "(16, 32)"):
         load_model(str(folder))
 
 
@@ -130,7 +128,7 @@ def test_weights_and_config_that_do_not_belong_together(folder: Path) -> None:
         ({"hidden_size": "x"}, ["hidden_size"]),
         (
             {"model_type": "mine", "auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}},
-            ["trust_remote_code"],
+            ["--trust_remote_code"],
         ),
     ],
 )
@@ -174,19 +172,6 @@ def test_four_bits_need_the_extra_and_a_gpu(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     with refused("CUDA"):
         load_model(str(folder), quantize="4bit")
-
-
-def test_a_folder_never_touches_the_network(folder: Path) -> None:
-    program = f"""
-import os, sys
-os.environ.pop("HF_HUB_OFFLINE", None)
-def watch(event, args):
-    assert event not in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"), (event, args)
-sys.addaudithook(watch)
-from relax.models import load_model, load_tokenizer
-load_model({str(folder)!r}), load_tokenizer({str(folder)!r})
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_tokenizer_comes_back_as_it_was_saved(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """Two-layer models of several architectures, and how a refusal must look."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +62,21 @@ def refused(*words: str) -> Iterator[None]:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     for word in words:
         assert word in message, message
+
+
+def network_calls(program: str, folder: Path, without: tuple[str, ...] = ()) -> list[str]:
+    """Run ``program`` in a process of its own, the hub not switched off, and list what it asks of the network.
+
+    Reported rather than raised: libraries swallow the errors of their telemetry.
+    """
+    watch = (
+        "import sys\n"
+        "names = {'socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname', 'socket.sendto'}\n"
+        "sys.addaudithook(lambda event, args: print('NETWORK', event, args) if event in names else None)\n"
+    )
+    quiet = {"HF_HUB_OFFLINE", "CI", "PYTEST_CURRENT_TEST", *without}  # some telemetry spares tests
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    command = [sys.executable, "-c", watch + program]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("NETWORK")]

@@ -1,0 +1,134 @@
+"""What the scripts share between their flags and their trainer: which model, which rows, which folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax import checks, run_folder
+from relax.data.sources import Rows, load_rows, split_rows
+from relax.errors import UserError
+from relax.lora import LoRASettings, add_lora, load_adapter, lora_settings
+from relax.models import check_vocabulary, load_model, load_tokenizer
+from relax.seeding import seed_generators
+from relax.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    import lightning as L
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+LORA_FLAGS = {
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "modules_to_save": "lora_modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+
+
+def pick_task(task: str | None, *, model: str | None, dataset: str | None) -> Task | None:
+    """The built-in task to train on, or None for the user's own data.
+
+    Raises:
+        UserError: the model and the data do not go together.
+    """
+    if dataset is None and model is not None and task is None:
+        raise UserError(f"--model={model} needs data: add --dataset=FILE, or --task={next(iter(TASKS))} for a trial")
+    if dataset is not None and model is None:
+        raise UserError(f"--dataset={dataset} needs --model=NAME: the built-in model knows only the task's characters")
+    checks.not_both(dataset=dataset, task=task)
+    return None if dataset is not None else TASKS[task or next(iter(TASKS))]
+
+
+def pick_folder(kind: str, output_dir: str | None, *, resume: str | None, overwrite: bool) -> Path:
+    """The run's folder, which ``Trainer.train`` will claim.
+
+    Raises:
+        UserError: the folder holds another run, or a run is to be resumed that is not named.
+    """
+    if output_dir is None and resume == "auto":
+        raise UserError("--resume=auto needs the run's folder; add --output_dir=FOLDER")
+    folder = Path(output_dir) if output_dir is not None else run_folder.fresh(kind)
+    run_folder.check(folder, resume=resume is not None or not run_folder.is_main_process(), overwrite=overwrite)
+    return folder
+
+
+def pick_lora(flags: Mapping[str, Any]) -> LoRASettings | None:
+    """The adapter that the LoRA flags ask for, or None.
+
+    Raises:
+        UserError: a value out of range, or a flag that would have no effect.
+    """
+    options = {option: flags[flag] for option, flag in LORA_FLAGS.items()}
+    settings = lora_settings(flags["lora_r"], **options)
+    checks.not_both(lora_r=flags["lora_r"], adapter=flags["adapter"])
+    if flags["quantize"] and settings is None and flags["adapter"] is None:
+        raise UserError(f"--quantize={flags['quantize']} freezes the weights; add --lora_r=16 to train an adapter")
+    return settings
+
+
+def load_policy(
+    flags: Mapping[str, Any], lora: LoRASettings | None, task: Task | None, seed: int
+) -> tuple["nn.Module", "PreTrainedTokenizerBase"]:
+    """Model and tokenizer, with the adapter to train if one is asked for.
+
+    Args:
+        flags: model, dtype, attn_implementation, revision, chat_template, trust_remote_code, quantize, adapter.
+        lora: a new adapter to add.
+        task: whose model is used when ``flags`` names none.
+        seed: of fresh weights.
+
+    Raises:
+        UserError: something cannot be found, read or used.
+    """
+    seed_generators(seed, "init")
+    name = flags["model"]
+    if name is None:
+        assert task is not None, "pick_task refuses data without a model"
+        model, tokenizer = task.build_model(seed), task.build_tokenizer()
+    else:
+        source = {flag: flags[flag] for flag in ("revision", "trust_remote_code")}
+        tokenizer = load_tokenizer(name, chat_template=flags["chat_template"], **source)
+        weights = {flag: flags[flag] for flag in ("dtype", "attn_implementation", "quantize")}
+        model = load_model(name, **weights, **source)
+    check_vocabulary(model, tokenizer)
+    if lora is not None:
+        return add_lora(model, lora), tokenizer
+    if flags["adapter"] is not None:
+        return load_adapter(model, flags["adapter"]), tokenizer
+    return model, tokenizer
+
+
+def load_data(flags: Mapping[str, Any], task: Task | None, seed: int) -> tuple[Rows, Rows | None]:
+    """Training rows and held-out rows (or None).
+
+    Args:
+        flags: dataset, dataset_name, dataset_split, val_dataset, val_split.
+        task: whose rows are used when ``flags`` names none.
+        seed: of the split.
+
+    Raises:
+        UserError: something cannot be found, read or split.
+    """
+    checks.not_both(val_dataset=flags["val_dataset"], val_split=flags["val_split"])
+    if task is not None:
+        rows: Rows = task.train_rows()
+    else:
+        rows = load_rows(flags["dataset"], flags["dataset_split"], name=flags["dataset_name"])
+    if flags["val_dataset"] is not None:
+        return rows, load_rows(flags["val_dataset"])
+    if flags["val_split"] is not None:
+        share = flags["val_split"]
+        return split_rows(rows, share if share < 1 else int(share), seed)
+    return rows, None
+
+
+def without_doubles(defaults: list["L.Callback"], own: list["L.Callback"]) -> list["L.Callback"]:
+    """Both, but no default where the user brings another of its kind: Lightning allows one progress bar."""
+    from lightning.pytorch.callbacks import ProgressBar
+
+    brings_bar = any(isinstance(callback, ProgressBar) for callback in own)
+    kinds = tuple(type(callback) for callback in own)
+    kept = [c for c in defaults if not isinstance(c, kinds) and not (brings_bar and isinstance(c, ProgressBar))]
+    return [*own, *kept]

@@ -1,0 +1,73 @@
+"""What a run tells the person who started it, on rank 0: what is trained on what, and where the results lie."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from relax import run_folder
+from relax.data.tokenized import TokenizedDataset
+from relax.models import count_parameters
+from relax.tasks import Task
+from relax.tasks.grading import accuracy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@rank_zero_only
+def say(*lines: str) -> None:
+    """Print on rank 0."""
+    print(*lines, sep="\n", flush=True)
+
+
+def describe_model(model: nn.Module, name: str) -> str:
+    """``Model sorting: 102,464 parameters, all trained``."""
+    total, trained = count_parameters(model)
+    share = "all trained" if trained == total else f"{trained:,} of them trained ({trained / total:.2%})"
+    return f"Model {name}: {total:,} parameters, {share}"
+
+
+def describe_data(name: str, data: TokenizedDataset) -> str:
+    """Rows, tokens, trained share, and what was cut or dropped."""
+    report = data.report
+    line = (
+        f"{name}: {report.rows_kept:,} rows, {report.tokens:,} tokens, "
+        f"{report.trained_tokens / report.tokens:.0%} of them trained, longest row {int(data.lengths.max()):,}"
+    )
+    if report.truncated:
+        line += f"; {report.truncated:,} rows cut to --max_length"
+    dropped = ", ".join(f"{count:,} rows dropped ({reason})" for reason, count in report.dropped.items())
+    return f"{line}; {dropped}" if dropped else line
+
+
+@rank_zero_only
+def say_accuracy(when: str, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", task: Task) -> None:
+    """Ask the task's held-out prompts and print the share of right answers."""
+    rows = task.eval_rows()
+    right = accuracy(model, tokenizer, rows, task.grade)
+    say(f"Accuracy {when} training: {right:.1%} of {len(rows)} held-out prompts answered right (greedy)")
+
+
+def describe_results(folder: Path, logger: str) -> list[str]:
+    """Where everything lies."""
+    lines = [f"Everything lies in {folder}/", "  metrics.jsonl   figures of every step"]
+    lines += ["  checkpoints/    continue with --resume=auto"]
+    if run_folder.export_folder(folder).exists():
+        lines += ["  model/          for transformers, vLLM and others"]
+    if logger == "mlflow":
+        lines += [f"Plots: mlflow ui --backend-store-uri sqlite:///{folder.parent / 'mlflow.db'}"]
+    return lines
+
+
+def describe_next(folder: Path, script: str, task: bool) -> list[str]:
+    """Commands to try."""
+    trained = run_folder.export_folder(folder)
+    data = "--task=sorting" if task else "--dataset=MORE.jsonl"
+    return [
+        "Try next:",
+        f"  {script} --model={trained} {data} --lora_r=8 --learning_rate=1e-3",
+        f"  {script} --model=Qwen/Qwen2.5-0.5B --dataset=YOURS.jsonl --lora_r=16 --learning_rate=2e-4",
+        f"  {script} --help",
+    ]
