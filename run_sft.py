@@ -103,16 +103,14 @@ def main(
     """
     flags = {name: value for name, value in locals().items() if name != "settings"}
 
-    from relax.privacy import telemetry_off
-
-    telemetry_off()
-
     from callbacks import SafeInterrupt, default_callbacks
     from relax import launch, report
     from relax.logging import build_logger
     from relax.plugins import build_callbacks
+    from relax.quiet import quiet_libraries
     from trainers import SFTTrainer
 
+    quiet_libraries()
     # First what can be refused without loading anything.
     builtin = launch.pick_task(task, model=model, dataset=dataset)
     if builtin is not None and model is None:
@@ -165,7 +163,10 @@ def main(
         sys.exit(interrupt.exit_code)
     if builtin is not None:
         report.say_accuracy("after", policy, tokenizer, builtin)
-    report.say(*report.describe_results(folder, logger), *report.describe_next(folder, "python run_sft.py", builtin is not None))
+    report.say(
+        *report.describe_results(folder, logger),
+        *report.describe_next(folder, "python run_sft.py", builtin is not None),
+    )
 
 
 def cli(argv: Sequence[str] | None = None) -> None:

@@ -79,7 +79,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Clear away what a killed run left half written, and set newer checkpoints than this start aside."""
         self.last_path = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-        self._saved_step = -1
+        self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder, "*.ckpt")
             _set_aside(self.folder, newer_than=trainer.global_step)
@@ -105,10 +105,11 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if the run was stopped where no exact checkpoint can be written."""
-        missing = not step_checkpoint(self.folder, trainer.global_step).exists()
+        step = trainer.global_step
+        missing = step != self._saved_step and not step_checkpoint(self.folder, step).exists()
         if self.save_at_end and missing and trainer.is_global_zero:
             warnings.warn(
-                f"the run was stopped at step {trainer.global_step} by a hook that runs after Checkpoint; "
+                f"the run was stopped at step {step} by a hook that runs after Checkpoint; "
                 f"its last checkpoint is {self.last_path}",
                 stacklevel=2,
             )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +33,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             raise
         raise storage_error(path, cause) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is renamed by now, or the error on its way says more
+            temporary.unlink()
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:

@@ -81,7 +81,7 @@ def document_attention(
     documents: Documents | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [1, heads, N, D] of a packed row -> [1, N, heads, D].
+    """Transformers' attention function: query [1, heads, N, D] of a packed row -> [1, N, heads, D].
 
     Raises:
         ValueError: from sdpa, where the model needs what it lacks (soft-capped scores).
@@ -118,7 +118,7 @@ def _pack(x: Tensor, size: int, index: Tensor | None) -> Tensor:
 
 
 def document_mask(*args: Any, q_length: int, kv_length: int, **options: Any) -> Tensor | None:
-    """transformers' mask function: in a packed row (more queries than ``Documents.longest_mask`` has keys) the mask of
+    """Transformers' mask function: in a packed row (more queries than ``Documents.longest_mask`` has keys) the mask of
     the longest document, else that of sdpa.
     """
     return sdpa_mask(*args, q_length=min(q_length, kv_length), kv_length=kv_length, **options)

@@ -25,7 +25,9 @@ def one_of(choices: Collection[str], **settings: str) -> None:
     """Every value is one of ``choices``; the nearest one is named."""
     for name, value in settings.items():
         if value not in choices:
-            raise UserError(f"--{name} must be one of {', '.join(sorted(choices))}, got {value}{nearest(value, choices)}")
+            raise UserError(
+                f"--{name} must be one of {', '.join(sorted(choices))}, got {value}{nearest(value, choices)}"
+            )
 
 
 def not_both(**settings: object) -> None:

@@ -95,11 +95,14 @@ def check_export(model: "PreTrainedModel | PeftModel", folder: str | Path, *, me
 
 
 def merged_model(model: "PeftModel", state_dict: Mapping[str, Tensor] | None = None) -> "PreTrainedModel":
-    """A plain model on the CPU with the adapter's update added to its weights; ``model`` itself is not touched.
+    """The base with the adapter's update added to its weights: a plain model, on the CPU and in evaluation mode.
 
-    Merging and unmerging in place is not exact (in bfloat16 it changes weights for good), so that the sum goes into new
-    tensors: one host copy of the adapted layers for a model on the CPU, of the whole model for one on a GPU, and
-    nothing more on the device. The sum is rounded to the type of the base's weights.
+    ``model`` itself is not touched. Merging and unmerging in place is not exact (in bfloat16 it changes weights for
+    good), so that the sum goes into new tensors: one host copy of the adapted layers for a model on the CPU, of the
+    whole model for one on a GPU, and nothing more on the device. The sum is rounded to the type of the base's weights.
+
+    Args:
+        state_dict: Weights to merge instead of the model's own, under the names of ``model.state_dict()``.
     """
     values = dict(state_dict or {})
     weights = {id(weight): values.get(name, weight).detach().cpu() for name, weight in model.named_parameters()}
@@ -110,7 +113,7 @@ def merged_model(model: "PeftModel", state_dict: Mapping[str, Tensor] | None = N
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(weights[id(weight)], requires_grad=False))
     # "safe" merging assigns a new tensor; the plain one adds to the storage, which is the live model's.
-    return shell.cpu().merge_and_unload(safe_merge=True)
+    return shell.cpu().eval().merge_and_unload(safe_merge=True)
 
 
 def model_card(

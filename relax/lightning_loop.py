@@ -54,6 +54,11 @@ def step_is_logged(trainer: "L.Trainer") -> bool:
     return every > 0 and trainer.global_step % every == 0 and step_completed(trainer)
 
 
+def micro_batches_done(trainer: "L.Trainer") -> int:
+    """Micro-batches of this epoch that the loop has finished; those fetched ahead do not count."""
+    return int(vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"])
+
+
 def validation_follows(trainer: "L.Trainer") -> bool:
     """In ``on_train_batch_end``: whether Lightning validates before the next micro-batch.
 

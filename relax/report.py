@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from relax import run_folder
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@rank_zero_only
 def say(*lines: str) -> None:
     """Print on rank 0."""
-    print(*lines, sep="\n", flush=True)
+    if run_folder.is_main_process():
+        print(*lines, sep="\n", flush=True)
 
 
 def describe_model(model: nn.Module, name: str) -> str:
@@ -42,9 +41,10 @@ def describe_data(name: str, data: TokenizedDataset) -> str:
     return f"{line}; {dropped}" if dropped else line
 
 
-@rank_zero_only
 def say_accuracy(when: str, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", task: Task) -> None:
-    """Ask the task's held-out prompts and print the share of right answers."""
+    """Ask the task's held-out prompts and print the share of right answers; on rank 0."""
+    if not run_folder.is_main_process():
+        return
     rows = task.eval_rows()
     right = accuracy(model, tokenizer, rows, task.grade)
     say(f"Accuracy {when} training: {right:.1%} of {len(rows)} held-out prompts answered right (greedy)")

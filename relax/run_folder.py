@@ -1,10 +1,10 @@
 """The folder of a run: whose it is, where to resume, and a promise that no other run is overwritten unasked.
 
-    run.json          marks the folder as a run's (format, time, trainer)
-    config.yaml       the resolved flags; ``--config`` takes it back (written by the scripts)
-    metrics.jsonl     one line a logged step
-    checkpoints/      what ``--resume=auto`` continues from
-    model/            the exported model or adapter
+run.json          marks the folder as a run's (format, time, trainer)
+config.yaml       the resolved flags; ``--config`` takes it back (written by the scripts)
+metrics.jsonl     one line a logged step
+checkpoints/      what ``--resume=auto`` continues from
+model/            the exported model or adapter
 """
 
 import json
@@ -13,7 +13,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from relax.checkpoint_io import latest_checkpoint
 from relax.errors import UserError, storage_error

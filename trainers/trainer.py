@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from relax import causal_lm, checks, run_folder
 from relax.cli import dump_config
 from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, collate_padded, epoch_steps
-from relax.data.loader import ResumableLoader
+from relax.data.loader import Bookmark, ResumableLoader
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.export import check_export, export_model, model_card
-from relax.lightning_loop import build_lightning_trainer, quiet_lightning
+from relax.lightning_loop import build_lightning_trainer, micro_batches_done, quiet_lightning
 from relax.lora import enable_gradient_checkpointing
 from relax.models import pad_id
 from relax.optimizers import (
@@ -140,6 +140,7 @@ class Trainer(L.LightningModule, ABC):
         self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
         self._window: dict[str, Tensor] = {}
         self._window_size = 0
+        self._bookmark: Bookmark | None = None
         own = self._own_settings()
         self.check(**own, **lightning)
         self._warn_without_effect()
@@ -211,10 +212,10 @@ class Trainer(L.LightningModule, ABC):
         self.lightning_trainer().fit(self, ckpt_path=checkpoint, weights_only=True)
         return self
 
-    def unfreeze(self) -> None:
+    def unfreeze(self) -> Self:
         """Make every parameter trainable. Lightning's own would call ``self.train()`` and so start a run."""
         self.requires_grad_(True)
-        super().train(True)
+        return super().train(True)
 
     def lightning_trainer(self) -> L.Trainer:
         """The ``lightning.Trainer`` of this run, its accumulation derived from ``batch_size`` and the devices.
@@ -248,6 +249,7 @@ class Trainer(L.LightningModule, ABC):
         if stage != "fit":
             return
         self._layout = self._cut(self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        self._bookmark = None  # a checkpoint, which is read after this, may bring one
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
         if self.output_dir is not None:
             check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
@@ -268,10 +270,11 @@ class Trainer(L.LightningModule, ABC):
 
     def train_dataloader(self) -> ResumableLoader:
         """Lightning's hook: the micro-batches of this rank."""
-        return ResumableLoader(
+        self._loader = ResumableLoader(
             self._epoch_batches,
             epoch=lambda: self.current_epoch,
-            processed=lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed,
+            processed=lambda: micro_batches_done(self.trainer),
+            resume=lambda: self._bookmark,
             identity={
                 "data": self.train_data.fingerprint,
                 "seed": self.seed,
@@ -282,6 +285,12 @@ class Trainer(L.LightningModule, ABC):
             workers=self.data_workers,
             pin_memory=self.device.type == "cuda",
         )
+        return self._loader
+
+    def on_train_start(self) -> None:
+        """Lightning's hook: a place in other data is none in this."""
+        if self._bookmark is not None:
+            self._loader.check(self._bookmark)
 
     def _epoch_batches(self, epoch: int) -> EpochBatches:
         steps = epoch_steps(self.train_data.lengths, self.batch_size, self.seed, epoch, self.group_by_length)
@@ -370,8 +379,9 @@ class Trainer(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained: under LoRA the adapter, never the frozen backbone."""
+        """Keep what is trained (under LoRA the adapter, never the frozen backbone), and the place in the data."""
         trained = self._trained()
+        checkpoint["bookmark"] = self._loader.bookmark()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -389,6 +399,7 @@ class Trainer(L.LightningModule, ABC):
                 f"the checkpoint belongs to another model: {name} is {saved.get(name, 'absent')} there and "
                 f"{trained.get(name, 'not trained')} here ({len(different)} tensors differ); check --model and --lora_*"
             )
+        self._bookmark = checkpoint["bookmark"]
 
     def export(self, folder: Path) -> None:
         """Write the model, or its adapter, with the tokenizer and a model card, as Hugging Face users load it."""
@@ -435,4 +446,6 @@ class Trainer(L.LightningModule, ABC):
     def _own_settings(self) -> dict[str, Any]:
         """The plain settings by name: for the checks, and for what a checkpoint and a logger keep."""
         names = set(inspect.signature(Trainer).parameters) & self.__dict__.keys()
-        return {name: self.__dict__[name] for name in sorted(names - {"tokenizer", "output_dir", "resume", "overwrite"})}
+        return {
+            name: self.__dict__[name] for name in sorted(names - {"tokenizer", "output_dir", "resume", "overwrite"})
+        }

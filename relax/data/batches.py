@@ -8,7 +8,7 @@ Legend: B sequences, T tokens, K training targets of a micro-batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,13 +55,17 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on ``device``."""
-        tensors = {k: v.to(device, non_blocking=non_blocking) for k, v in vars(self).items() if isinstance(v, Tensor)}
         documents = None if self.documents is None else self.documents.to(device, non_blocking)
-        return replace(self, **tensors, documents=documents)
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, documents=documents)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, for a data loader that feeds a GPU."""
-        return replace(self, **{k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
 def collate_padded(samples: "Sequence[Sample]", rows: Sequence[int] = (), pad_id: int = 0) -> Batch:
@@ -77,7 +81,6 @@ def collate_padded(samples: "Sequence[Sample]", rows: Sequence[int] = (), pad_id
 def collate_packed(samples: "Sequence[Sample]", rows: Sequence[int] = (), pad_id: int = 0) -> Batch:
     """All samples end to end in one row, longest first (``pad_id`` is not needed and taken for symmetry)."""
     from relax.attention import Documents
-    from relax.data.tokenized import Sample, TokenizedDataset
 
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i].input_ids))
     samples, rows = [samples[i] for i in order], [rows[i] for i in order] if rows else ()

@@ -45,7 +45,7 @@ class TokenStatistics(NamedTuple):
 def token_logprobs(
     hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, compiled: bool = False
 ) -> TokenStatistics:
-    """log softmax(head(hidden) / temperature)[target], differentiable in the log-probs and in the entropy.
+    """Log softmax(head(hidden) / temperature)[target], differentiable in the log-probs and in the entropy.
 
     The backward pass computes each chunk's logits a second time. Where the loss is a weighted sum of log-probs whose
     weights are known in advance, ``weighted_logprob_sum`` saves that.
@@ -117,8 +117,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 gradients.add(rows, states, logits, slope)
             chunks.append(statistics[1:])
         logprobs, entropy, correct = (
-            torch.cat(parts) for parts in zip(*chunks, strict=True)
-        ) if chunks else _nothing(hidden)
+            (torch.cat(parts) for parts in zip(*chunks, strict=True)) if chunks else _nothing(hidden)
+        )
         total = (weights * logprobs).sum() if weights is not None else logprobs.new_zeros(())
         ctx.mark_non_differentiable(correct)
         saved = gradients.tensors() if form else [targets, hidden, *parameters]
@@ -178,7 +178,7 @@ def _statistics(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _logprob_slope(z: Tensor, targets: Tensor, log_z: Tensor, upstream: Tensor) -> Tensor:
-    """upstream (onehot(y) - p), [n, V]."""
+    """Upstream (onehot(y) - p), [n, V]."""
     slope = (z - log_z[:, None]).exp() * -upstream[:, None]
     return slope.scatter_add(-1, targets[:, None], upstream[:, None].to(slope.dtype))
 

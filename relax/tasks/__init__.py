@@ -13,8 +13,9 @@ __all__ = ["TASKS", "Task"]
 class Task(Protocol):
     """Data, model, tokenizer and grading of a built-in task; every result is a function of its arguments alone."""
 
-    sft_settings: dict[str, Any]
-    """Flags of ``run_sft`` with which the built-in model learns the task."""
+    @property
+    def sft_settings(self) -> dict[str, Any]:
+        """Flags of ``run_sft`` with which the built-in model learns the task."""
 
     def train_rows(self, n: int = ..., seed: int = ...) -> list[dict[str, str]]:
         """``n`` rows of ``prompt`` and ``completion``, without end of text."""

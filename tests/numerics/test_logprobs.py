@@ -70,7 +70,9 @@ def test_logprobs_and_entropy_are_differentiable_and_right(options: dict, temper
 def test_gradcheck() -> None:
     hidden, targets, _ = make_inputs()
     head = make_head(bias=True, softcap=3.0)
-    assert torch.autograd.gradcheck(lambda h: token_logprobs(h, head, targets[:20])[:2], hidden[:20].detach().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda h: token_logprobs(h, head, targets[:20])[:2], hidden[:20].detach().requires_grad_()
+    )
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_theirs() -> None:
@@ -82,7 +84,9 @@ def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_theirs() -> None:
         (weights * token_logprobs(hidden, head, targets).logprobs).sum(),
     ):
         (found,) = torch.autograd.grad(total, hidden)
-        (expected,) = torch.autograd.grad(-(weights * F.cross_entropy(head(hidden), targets, reduction="none")).sum(), hidden)
+        (expected,) = torch.autograd.grad(
+            -(weights * F.cross_entropy(head(hidden), targets, reduction="none")).sum(), hidden
+        )
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -91,7 +95,9 @@ def test_frozen_hidden_states_still_train_the_head() -> None:
     head = make_head()
     total, _ = weighted_logprob_sum(hidden.detach(), head, targets, weights)
     found = torch.autograd.grad(total, list(head.parameters()))
-    expected = torch.autograd.grad(-(weights * F.cross_entropy(head(hidden), targets, reduction="none")).sum(), list(head.parameters()))
+    expected = torch.autograd.grad(
+        -(weights * F.cross_entropy(head(hidden), targets, reduction="none")).sum(), list(head.parameters())
+    )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -109,7 +115,9 @@ def test_without_gradients_the_values_are_the_same() -> None:
 def test_no_targets_give_zero_and_zero_gradients() -> None:
     hidden = torch.randn(0, D, dtype=torch.float64, requires_grad=True)
     head = make_head()
-    total, tokens = weighted_logprob_sum(hidden, head, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64))
+    total, tokens = weighted_logprob_sum(
+        hidden, head, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
+    )
     total.backward()
     assert total == 0
     assert tokens.entropy.shape == (0,)

@@ -23,6 +23,8 @@ from relax.lora import LoRASettings, add_lora, load_adapter
 
 TOKENIZER = byte_tokenizer(CHATML)
 KINDS = ["llama", "gpt2", "qwen3"]
+# PEFT warns at length where an adapter meets tied embeddings; that merging gets them right is tested below.
+pytestmark = pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:.*gradient_checkpointing")
 
 
 def adapted(base: PreTrainedModel, **options: Any) -> PeftModel:
@@ -52,7 +54,7 @@ def test_a_whole_model_comes_back(kind: str, tmp_path: Path) -> None:
         {"use_dora": True},
         {"use_rslora": True},
         {"modules_to_save": ["lm_head"]},
-        {"target_modules": r".*(mlp\.\w+|wte|embed_tokens)"},
+        {"target_modules": r".*\.(wte|embed_tokens)"},
     ],
     ids=["lora", "dora", "rslora", "head", "embedding"],
 )
@@ -236,7 +238,7 @@ from relax.export import export_model
 from relax.lora import load_adapter
 from relax.models import load_model, load_tokenizer
 model = load_model("base")
-model.config.name_or_path = "org/base"  # as if it had come from the hub
+model.name_or_path = "org/base"  # as if it had come from the hub
 export_model(load_adapter(model, "adapter"), load_tokenizer("base"), "out", merge_adapter=True)
 """
     assert network_calls(program, tmp_path) == []

@@ -1,6 +1,8 @@
 """Loading: what is stored is what comes back, and what cannot be trained on is refused in one line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -254,3 +256,10 @@ def test_parameters_are_counted_once() -> None:
     total, trainable = count_parameters(untied)
     assert total == sum(weight.numel() for weight in untied.parameters())
     assert total - trainable == 16 * VOCABULARY
+
+
+def test_importing_the_loaders_loads_no_library() -> None:
+    program = (
+        "import sys, relax.models, relax.lora, relax.export; assert not {'transformers', 'peft'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

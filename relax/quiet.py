@@ -1,0 +1,24 @@
+"""What libraries print on their own and nobody needs: silenced for the scripts, where every line should matter.
+
+Warnings that tell of a mistake stay.
+"""
+
+import logging
+import warnings
+
+_NOISE = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning, about PyTorch's own tree utilities
+    ".*does not have many workers.*",  # batches are built from tokens in memory
+    ".*Total length of `list` across ranks is zero.*",  # a run without validation data
+)
+
+
+def quiet_libraries() -> None:
+    """Silence notes on the machine, tips, and progress bars of moments; call it before anything is loaded."""
+    for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

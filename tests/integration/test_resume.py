@@ -1,0 +1,196 @@
+"""A run that is killed and resumed is, bit for bit, the run that was not."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from killing import KillAt, SignalAt
+
+from callbacks import SafeInterrupt, default_callbacks
+from relax.lora import LoRASettings, add_lora
+from trainers import SFTTrainer
+
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_epochs": 3,
+    "learning_rate": 1e-2,
+    "schedule": "linear",
+    "warmup_steps": 2,
+    "gradient_clip_val": 1.0,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+}
+
+
+def run(folder: Path, model: Any, tokenizer: Any, rows: Any, *extra: Any, **settings: Any) -> SFTTrainer:
+    watchers = [*default_callbacks(folder, checkpoint_every_n_steps=2, progress=False), *extra]
+    trainer = SFTTrainer(
+        model, tokenizer, train_dataset=rows, output_dir=folder, callbacks=watchers, **(SETTINGS | settings)
+    )
+    return trainer.train()
+
+
+def in_child(function: Callable[[], object]) -> int | None:
+    """Run in a forked process, so that it can be killed; its exit code."""
+    child = multiprocessing.get_context("fork").Process(target=function)
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """Every logged step, without what a clock measured."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("throughput/")} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (folder / "model").glob("*.safetensors")}
+
+
+VARIANTS = {
+    "mid-epoch": ({}, KillAt(3)),
+    "inside an accumulation window": ({}, KillAt(7, micro_batch=1)),
+    "first step of an epoch": ({}, KillAt(6)),
+    "data workers": ({"data_workers": 2}, KillAt(9)),
+    "validation between": ({"val_every_n_steps": 2}, KillAt(5)),
+    "before the first checkpoint": ({}, KillAt(1)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_kill_9_and_resume_is_bit_for_bit(
+    name: str, tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    settings, kill = VARIANTS[name]
+    rows = unequal_rows(22)
+    if "val_every_n_steps" in settings:
+        settings = settings | {"val_dataset": unequal_rows(5, seed=1)}
+
+    def start(folder: str, *extra: Any, **more: Any) -> None:
+        model = make_llama(attention_dropout=0.2)
+        run(tmp_path / folder, model, tokenizer, rows, *extra, **settings, **more)
+
+    assert in_child(lambda: start("whole")) == 0
+    assert in_child(lambda: start("killed", kill)) == -signal.SIGKILL
+    assert in_child(lambda: start("killed", resume="auto")) == 0
+    assert len(history(tmp_path / "whole")) >= 18
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_lora_resumes_bit_for_bit_from_a_checkpoint_that_holds_the_adapter_only(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    def start(folder: str, *extra: Any, **more: Any) -> None:
+        torch.manual_seed(5)
+        model = add_lora(make_llama(), LoRASettings(4, dropout=0.3))
+        run(tmp_path / folder, model, tokenizer, unequal_rows(22), *extra, **more)
+
+    assert in_child(lambda: start("whole")) == 0
+    assert in_child(lambda: start("killed", KillAt(9))) == -signal.SIGKILL
+    saved = torch.load(next((tmp_path / "killed" / "checkpoints").glob("*.ckpt")), weights_only=True)
+    assert saved["state_dict"]
+    assert all("lora_" in key for key in saved["state_dict"])
+    assert in_child(lambda: start("killed", resume="auto")) == 0
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_at_a_step_with_a_checkpoint_and_resumes_bit_for_bit(
+    signum: int, code: int, tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    def start(folder: str, *extra: Any, **more: Any) -> None:
+        trainer = run(tmp_path / folder, make_llama(), tokenizer, unequal_rows(22), *extra, **more)
+        interrupt = next(c for c in trainer.trainer.callbacks if isinstance(c, SafeInterrupt))
+        sys.exit(interrupt.exit_code)
+
+    assert in_child(lambda: start("whole")) == 0
+    assert in_child(lambda: start("stopped", SignalAt(7, signum))) == code
+    assert (tmp_path / "stopped/checkpoints/step=00000008.ckpt").exists()
+    assert in_child(lambda: start("stopped", resume="auto")) == 0
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    kill = SignalAt(7, signal.SIGINT, times=2)
+    code = in_child(lambda: run(tmp_path / "run", make_llama(), tokenizer, unequal_rows(22), kill))
+    assert code == 130
+    assert not (tmp_path / "run/checkpoints/step=00000008.ckpt").exists()
+
+
+def test_a_folder_that_holds_another_run_is_not_overwritten_unasked(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    def start(**more: Any) -> None:
+        run(tmp_path / "run", make_llama(), tokenizer, unequal_rows(8), **more)
+
+    start(max_epochs=1)
+    before = history(tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run; continue it with --resume=auto"):
+        start(max_epochs=2)
+    assert history(tmp_path / "run") == before
+    start(max_epochs=2, overwrite=True)
+    assert len(history(tmp_path / "run")) == 2 * len(before)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="which holds other files"):
+        run(tmp_path / "foreign", make_llama(), tokenizer, unequal_rows(8), overwrite=True)
+    assert (tmp_path / "foreign" / "thesis.tex").exists()
+
+
+def test_resuming_with_other_data_or_another_model_is_refused(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    def start(model: Any, rows: Any, **more: Any) -> None:
+        run(tmp_path / "run", model, tokenizer, rows, **more)
+
+    start(make_llama(), unequal_rows(8), max_steps=3)
+    with pytest.raises(ValueError, match="can only be resumed with the same data"):
+        start(make_llama(), unequal_rows(9), max_steps=5, resume="auto")
+    with pytest.raises(ValueError, match="can only be resumed with the same batch_size: the checkpoint has 4"):
+        start(make_llama(), unequal_rows(8), max_steps=5, resume="auto", batch_size=8)
+    with pytest.raises(ValueError, match="the checkpoint belongs to another model: model.*there and.*here"):
+        start(make_llama(hidden_size=32), unequal_rows(8), max_steps=5, resume="auto")
+    with pytest.raises(ValueError, match="the checkpoint belongs to another model"):
+        start(add_lora(make_llama(), LoRASettings(4)), unequal_rows(8), max_steps=5, resume="auto")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    def start(folder: str, **more: Any) -> None:
+        run(tmp_path / folder, make_llama(), tokenizer, unequal_rows(22), **more)
+
+    start("whole", max_steps=12)
+    start("cut", max_steps=8)
+    newest = tmp_path / "cut/checkpoints/step=00000008.ckpt"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="passing over the checkpoint .*step=00000008"):
+        start("cut", max_steps=12, resume="auto")
+    # The schedule of the first part ended at step 8, so only the resumed steps from 6 on are compared.
+    assert [row["step"] for row in history(tmp_path / "cut")] == [row["step"] for row in history(tmp_path / "whole")]
+
+
+def test_config_is_written_and_holds_every_setting(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    run(tmp_path / "run", make_llama(), tokenizer, unequal_rows(8), max_steps=1)
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["batch_size"] == 4
+    assert config["schedule"] == "linear"
+    assert config["max_length"] == 1024
+    assert "HOME" not in os.environ or os.environ["HOME"] not in str(config)

@@ -1,0 +1,69 @@
+"""Two processes train what one trains, and a killed pair continues bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+from test_batch_layout import fit
+
+
+def start(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_and_figures_of_one(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    """21 rows of 8 a step: the last step has 5 rows for 2 processes x 2 accumulation steps x 2 sequences."""
+    done = start(str(ROOT / "tests/integration/fit_two_processes.py"), str(tmp_path / "two.pt"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    log, trainer = fit(
+        make_llama(), tokenizer, unequal_rows(21), val_dataset=unequal_rows(5, seed=1), batch_size=8, layout="padded"
+    )
+    assert len(log.gradients) == len(two["gradients"]) == 6
+    for found, expected in zip(two["gradients"], log.gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    figures = {name: value.item() for name, value in trainer.trainer.callback_metrics.items()}
+    assert figures.keys() >= {"train/loss", "val/loss", "val/perplexity", "val/token_accuracy"}
+    assert two["figures"] == pytest.approx(figures, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_are_bit_for_bit_the_uninterrupted_run(tmp_path: Path) -> None:
+    flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_steps=8", "--batch_size=16"]
+    flags += ["--micro_batch_size=4", "--checkpoint_every_n_steps=3", "--logger=none", "--lora_r=4"]
+    flags += ["--lora_dropout=0.2"]
+    kill = tmp_path / "kill.yaml"
+    kill.write_text("callbacks:\n- class_path: killing.KillAt\n  init_args: {step: 5, micro_batch: 1}\n")
+    script = str(ROOT / "run_sft.py")
+
+    whole = start(script, *flags, "--output_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    killed = start(script, *flags, "--output_dir=killed", f"--config={kill}", cwd=tmp_path)
+    assert killed.returncode != 0
+    resumed = start(script, *flags, "--output_dir=killed", "--resume=auto", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+
+    def history(folder: str) -> list[dict[str, float]]:
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("throughput")} for row in rows]
+
+    assert [row["step"] for row in history("whole")] == list(range(1, 9))
+    assert history("killed") == history("whole")
+    adapters = [(tmp_path / f / "model/adapter_model.safetensors").read_bytes() for f in ("whole", "killed")]
+    assert adapters[0] == adapters[1]
+    assert whole.stdout.count("Training data:") == 1, "only rank 0 speaks"
