@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relax.atomic_file import atomic_write
 from relax.errors import storage_error
-from relax.lightning_loop import step_is_logged
+from relax.lightning_loop import logged_metrics, step_is_logged
 
 _FLUSH_SECONDS = 5.0
 _FLUSH_ROWS = 100
@@ -23,7 +23,7 @@ class MetricsFile(L.Callback):
     """Appends what was logged: a row every ``log_every_n_steps`` optimizer steps and one at the end of a validation.
 
     A row holds ``step`` (optimizer steps done), ``epoch``, ``seconds`` (of training so far, over all its resumptions)
-    and every metric logged since the row before, in full precision; NaN and infinities as Python's json writes them.
+    and every metric logged since the row before, in full precision, NaN and infinities as Python's json writes them.
     Rows are written every 5 seconds or 100 rows, before every checkpoint and at the end. A run that was killed and
     resumed leaves the file of the uninterrupted one: rows after the checkpoint are dropped when it resumes.
 
@@ -86,10 +86,9 @@ class MetricsFile(L.Callback):
         return self._seconds + time.monotonic() - self._started
 
     def _add_row(self, trainer: L.Trainer) -> None:
-        metrics = trainer.callback_metrics
-        # Lightning keeps what was logged earlier (the last validation, say): that is the same tensor as last time.
+        metrics = logged_metrics(trainer)
         fresh = {name: value for name, value in metrics.items() if self._seen.get(name) is not value}
-        self._seen = dict(metrics)
+        self._seen |= metrics
         if not fresh:
             return
         row = dict(zip(fresh, _numbers(list(fresh.values())), strict=True))

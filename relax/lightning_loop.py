@@ -59,6 +59,16 @@ def micro_batches_done(trainer: "L.Trainer") -> int:
     return int(vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"])
 
 
+def logged_metrics(trainer: "L.Trainer") -> "dict[str, Tensor]":
+    """What the training step, or in ``on_validation_end`` the validation, has logged, by name.
+
+    ``trainer.callback_metrics`` mixes the two. A training metric that was not logged in this step is still here, as the
+    same tensor as before.
+    """
+    assert trainer._results is not None, "only inside a loop"
+    return trainer._results.metrics(on_step=trainer.training)["callback"]
+
+
 def validation_follows(trainer: "L.Trainer") -> bool:
     """In ``on_train_batch_end``: whether Lightning validates before the next micro-batch.
 

@@ -34,7 +34,7 @@ def export_folder(folder: Path) -> Path:
 def resume_point(folder: Path | None, resume: str | None) -> Path | None:
     """The checkpoint to continue from, or None to start at the beginning.
 
-    ``auto`` takes the newest intact one of ``folder``; a folder without one (the job died before the first) starts anew.
+    ``auto`` takes the newest intact one of ``folder``; without one (the job died before the first) the run starts anew.
 
     Raises:
         UserError: ``auto`` without a folder, or a path that does not exist.

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
 from test_batch_layout import fit
+
+ROOT = Path(__file__).parents[2]
 
 
 def start(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,99 @@
+"""The arrows between our packages, and what importing them costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "run_sft": {"trainers", "callbacks", "relax"},
+    "trainers": {"relax"},
+    "callbacks": {"relax"},
+    "relax": set(),
+}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Our packages that a module imports, inside functions too, but not under TYPE_CHECKING."""
+    hidden = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add((node.module or "").split(".")[0])
+    return found & ALLOWED.keys()
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package: str) -> None:
+    files = [ROOT / f"{package}.py"] if package.startswith("run_") else list((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        others = imported(ast.parse(file.read_text())) - {package}
+        assert others <= ALLOWED[package], f"{file.relative_to(ROOT)} imports {others - ALLOWED[package]}"
+
+
+def test_trainers_import_one_another_only_from_child_to_abstract_parent() -> None:
+    allowed = {"trainers.trainer"}
+    for file in (ROOT / "trainers").glob("*.py"):
+        if file.name == "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainers"):
+                assert node.module in allowed, f"{file.name} imports {node.module}"
+
+
+@pytest.mark.parametrize("module", ["trainers", "callbacks", "relax.logging", "relax.data", "run_sft"])
+def test_imports_leave_heavy_packages_alone(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('mlflow', 'datasets', 'trl', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_and_flag_errors_load_neither_torch_nor_lightning() -> None:
+    code = (
+        "import sys, run_sft\n"
+        "try: run_sft.cli(sys.argv[1:])\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "else: code = 0\n"
+        "print('CODE', code, [m for m in ('torch', 'lightning', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    for flag, expected in (("--help", 0), ("--learing_rate=1", 2), ("--learning_rate=fast", 2), ("--precision=17", 2)):
+        done = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.stdout.splitlines()[-1] == f"CODE {expected} []", done.stderr
+
+
+def test_help_offers_every_flag_of_the_trainers_and_of_lightning() -> None:
+    import inspect
+
+    import lightning as L
+
+    import run_sft
+    from trainers import SFTTrainer, Trainer
+
+    done = subprocess.run(
+        [sys.executable, "run_sft.py", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    names = {
+        name
+        for function in (run_sft.main, Trainer, SFTTrainer, L.Trainer)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    hidden = {*run_sft.BUILT_HERE, *run_sft.NOT_FLAGS} - set(inspect.signature(run_sft.main).parameters) - {"config"}
+    offered = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
+    assert names - hidden <= offered
+    assert not hidden & {line.split()[0].removeprefix("--") for line in done.stdout.splitlines() if line.startswith("  --")}
+    assert "Lightning:" in done.stdout
