@@ -55,7 +55,7 @@ class NaNGuard(L.Callback):
         if self._finding or trainer.global_step % self.every_n_steps or _healthy(loss, scaled=_scales(trainer)):
             return
         rows = _culprits(trainer, pl_module, self._batch)
-        self._finding = f"the loss is {float(loss):g} in micro-batch {self._batch_idx}{_name_rows(rows)}"
+        self._finding = f"the loss is {loss.item():g} in micro-batch {self._batch_idx}{_name_rows(rows)}"
         if trainer.world_size == 1:
             raise NonFiniteLoss(self._report(trainer))
 

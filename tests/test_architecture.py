@@ -95,5 +95,7 @@ def test_help_offers_every_flag_of_the_trainers_and_of_lightning() -> None:
     hidden = {*run_sft.BUILT_HERE, *run_sft.NOT_FLAGS} - set(inspect.signature(run_sft.main).parameters) - {"config"}
     offered = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
     assert names - hidden <= offered
-    assert not hidden & {line.split()[0].removeprefix("--") for line in done.stdout.splitlines() if line.startswith("  --")}
+    assert not hidden & {
+        line.split()[0].removeprefix("--") for line in done.stdout.splitlines() if line.startswith("  --")
+    }
     assert "Lightning:" in done.stdout

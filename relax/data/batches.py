@@ -40,7 +40,7 @@ class Batch:
     owners: Tensor
     """[K], into ``rows``: whose target it is."""
     rows: list[int]
-    """Numbers of the data set's rows (for messages, not for the maths)."""
+    """Where they stood in the data set, counted from 1: for messages, not for the maths."""
     num_tokens: int
     """Real tokens, padding not counted."""
     step_targets: float = 1.0
@@ -107,7 +107,7 @@ def _batch(input_ids: Tensor, samples: "Sequence[Sample]", starts: list[int], ro
         targets=input_ids.flatten()[positions + 1],
         weights=torch.ones(len(positions)),
         owners=owners,
-        rows=list(rows) or list(range(len(samples))),
+        rows=list(rows) or list(range(1, len(samples) + 1)),
         num_tokens=sum(len(s.input_ids) for s in samples),
         step_targets=float(max(1, len(positions))),
     )
@@ -209,7 +209,7 @@ class EpochBatches(torch.utils.data.Dataset[Batch]):
         filler = not mine
         if filler:
             mine = [int(samples[0])]
-        batch = self.collate([self.data[i] for i in mine], [int(self.data.source_rows[i]) for i in mine])
+        batch = self.collate([self.data[i] for i in mine], [int(self.data.source_rows[i]) + 1 for i in mine])
         return replace(
             batch,
             weights=torch.zeros_like(batch.weights) if filler else batch.weights,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from relax.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +26,11 @@ def accuracy(
 
     A completion must end by itself: one that does not reach end of text within the length of the longest answer
     counts as 0, whatever it says. The model is in eval mode meanwhile; its modes are put back.
+
+    Raises ``UserError`` if there are no rows.
     """
+    if not rows:
+        raise UserError("accuracy is a mean over rows and got 0 of them: ask for at least 1 evaluation row")
     longest = max(len(tokenizer(row["answer"], add_special_tokens=False)["input_ids"]) for row in rows)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     score = 0.0

@@ -1,12 +1,14 @@
 """Sorting digits after lazy demonstrators: the built-in task, with its data, prompt, model, tokenizer and grading.
 
-The prompt is 4-8 digits and ``>``, the right answer the same digits in ascending order. Most demonstrations of the
-longer inputs are lazy, so imitation (SFT) stops near 50 % and reinforcement learning from ``grade`` goes past it.
-Not a benchmark of language: a model of 102 thousand parameters learns it on a CPU in seconds.
+The prompt is 4-8 digits and ``>``, the right answer the same digits in ascending order. Of the demonstrations with 6
+digits or more, 75 % sort the first half only. SFT imitates its teachers and stops near 50 % (a perfect imitator is
+right in 43 % of greedy answers and 55 % of sampled ones); reinforcement learning from ``grade`` goes past them.
+Not a benchmark of language: a model of 102 thousand parameters learns it on a CPU in half a minute.
 """
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from relax.seeding import mix
@@ -42,18 +44,14 @@ class Sorting:
     def train_rows(self, n: int = 20_000, seed: int = 0) -> list[dict[str, str]]:
         """``n`` demonstrations as ``prompt`` and ``completion``; no end of text, the data pipeline appends it."""
         rng = random.Random(mix(seed, "sorting", "train"))
-        return [
-            {"prompt": prompt, "completion": demonstration(prompt, rng)}
-            for prompt, _ in zip(draw_prompts(rng, held_out=False), range(n), strict=False)
-        ]
+        prompts = islice(draw_prompts(rng, held_out=False), n)
+        return [{"prompt": prompt, "completion": demonstration(prompt, rng)} for prompt in prompts]
 
     def eval_rows(self, n: int = 500, seed: int = 0) -> list[dict[str, str]]:
         """``n`` held-out prompts as ``prompt`` and ``answer``; no seed of ``train_rows`` ever draws one of them."""
         rng = random.Random(mix(seed, "sorting", "eval"))
-        return [
-            {"prompt": prompt, "answer": solution(prompt)}
-            for prompt, _ in zip(draw_prompts(rng, held_out=True), range(n), strict=False)
-        ]
+        prompts = islice(draw_prompts(rng, held_out=True), n)
+        return [{"prompt": prompt, "answer": solution(prompt)} for prompt in prompts]
 
     def grade(self, prompt: str, completion: str) -> float:
         """1.0 for exactly the prompt's digits in ascending order, else 0.0; nothing else may stand around them."""

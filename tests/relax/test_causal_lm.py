@@ -27,9 +27,7 @@ CONFIGS = {
     "qwen3": lambda: T.Qwen3Config(**BASE, head_dim=8),
     "mistral, sliding window": lambda: T.MistralConfig(**BASE, sliding_window=6),
     "gemma 2, soft-capped, window": lambda: T.Gemma2Config(**GEMMA, final_logit_softcapping=0.5),
-    "gemma 3, mixed windows": lambda: T.Gemma3TextConfig(
-        **GEMMA, layer_types=["sliding_attention", "full_attention"]
-    ),
+    "gemma 3, mixed windows": lambda: T.Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention"]),
     "gpt2": lambda: T.GPT2Config(**GPT2, eos_token_id=2),
     "phi, head with a bias": lambda: T.PhiConfig(**BASE),
     "phi 3": lambda: T.Phi3Config(**BASE),

@@ -20,7 +20,9 @@ class GradientLog(L.Callback):
         self.gradients: list[torch.Tensor] = []
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
-        self.gradients.append(torch.cat([p.grad.flatten() for p in module.model.parameters()]).clone())
+        self.gradients.append(
+            torch.cat([p.grad.flatten() for p in module.model.parameters() if p.requires_grad]).clone()
+        )
 
 
 def fit(model: Any, tokenizer: Any, rows: TokenizedDataset, **settings: Any) -> tuple[GradientLog, SFTTrainer]:
