@@ -12,6 +12,7 @@ from relax.errors import UserError
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import Tensor
 
 
 def build_lightning_trainer(**arguments: Any) -> "L.Trainer":

@@ -1,13 +1,15 @@
 """Supervised fine-tuning: cross-entropy on the tokens the loss mask names."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from relax import causal_lm
+from relax import causal_lm, checks
 from relax.data.batches import Batch
+from relax.data.chat import TrainOn
 from relax.data.encoding import tokenize_rows
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
@@ -42,11 +44,13 @@ class SFTTrainer(Trainer):
         train_dataset: Rows,
         val_dataset: Rows | None = None,
         max_length: int | None = 1024,
-        train_on: Literal["completion", "last", "all"] = "completion",
+        train_on: TrainOn = "completion",
         config: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self.check(**settings)  # before the rows are tokenized, which may take long
+        self.check(
+            max_length=max_length, train_on=train_on, **settings
+        )  # before the rows are tokenized, which may take long
 
         def tokenized(rows: Rows, where: str) -> TokenizedDataset:
             if isinstance(rows, TokenizedDataset):
@@ -62,6 +66,19 @@ class SFTTrainer(Trainer):
             config={"max_length": max_length, "train_on": train_on} | dict(config or {}),
             **settings,
         )
+
+    @classmethod
+    def check(
+        cls,
+        *,
+        max_length: int | None = None,
+        train_on: TrainOn = "completion",
+        **settings: Any,
+    ) -> None:
+        """As ``Trainer.check``."""
+        checks.between(2, math.inf, max_length=max_length)
+        checks.one_of(get_args(TrainOn), train_on=train_on)
+        super().check(**settings)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """-sum_t log p(y_t) / targets of the whole optimizer step; entropy (nats) and token accuracy likewise.

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from test_batch_layout import fit
 
 ROOT = Path(__file__).parents[2]

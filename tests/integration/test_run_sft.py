@@ -1,0 +1,224 @@
+"""run_sft.py as its users run it: own files, LoRA, export, configuration, mistakes."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import run_sft
+
+ROWS = [{"prompt": f"{a}{b}>", "completion": f"{min(a, b)}{max(a, b)}"} for a in range(10) for b in range(10)]
+SMALL = ["--batch_size=20", "--max_epochs=1", "--logger=none", "--accelerator=cpu", "--enable_progress_bar=false"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_llama: Callable, tokenizer: Any) -> Path:
+    """A working directory with a model folder and a data file."""
+    monkeypatch.chdir(tmp_path)
+    make_llama().save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path
+
+
+def start(*flags: str) -> tuple[int, str, str]:
+    """The script's exit code and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_sft.cli(flags)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def logits(model: Any) -> torch.Tensor:
+    return model.eval()(torch.tensor([[5, 6, 3, 7]])).logits.detach()
+
+
+def test_own_data_full_fine_tuning_and_the_exported_folder(here: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    code, out, err = start(
+        "--model=base", "--dataset=rows.jsonl", "--val_split=0.1", "--output_dir=run", "--learning_rate=1e-2", *SMALL
+    )
+    assert code == 0, err
+    assert "Training data: 90 rows" in out
+    assert "Validation data: 10 rows" in out
+    assert "Everything lies in run/" in out
+    names = {path.name for path in (here / "run").iterdir()}
+    assert names == {"run.json", "config.yaml", "metrics.jsonl", "checkpoints", "model"}
+    figures = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
+    assert figures[-1]["step"] == 5
+    assert "val/token_accuracy" in figures[-1]
+    trained = AutoModelForCausalLM.from_pretrained("run/model")
+    assert not torch.equal(logits(trained), logits(AutoModelForCausalLM.from_pretrained("base")))
+    assert AutoTokenizer.from_pretrained("run/model").eos_token == "<eos>"
+
+
+def test_lora_adapter_merge_and_continued_adapter(here: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    flags = ["--model=base", "--dataset=rows.jsonl", "--learning_rate=1e-2", *SMALL]
+    code, out, err = start(*flags, "--lora_r=4", "--use_rslora", "--merge_adapter", "--output_dir=first")
+    assert code == 0, err
+    assert "of them trained" in out
+    base = AutoModelForCausalLM.from_pretrained("base")
+    untouched = logits(base)
+    adapted = logits(PeftModel.from_pretrained(base, "first/model"))
+    assert not torch.allclose(adapted, untouched)
+    merged = AutoModelForCausalLM.from_pretrained("first/model/merged")
+    torch.testing.assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-5)
+
+    code, _, err = start(*flags, "--adapter=first/model", "--output_dir=second")
+    assert code == 0, err
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "second/model")
+    assert not torch.allclose(logits(again), adapted)
+    assert again.peft_config["default"].r == 4
+
+
+def test_the_written_configuration_gives_the_same_run(here: Path) -> None:
+    code, _, err = start(
+        "--model=base",
+        "--dataset=rows.jsonl",
+        "--lora_r=2",
+        "--lora_target_modules=q_proj,v_proj",
+        "--learning-rate=3e-3",
+        "--betas=0.9,0.95",
+        "--output_dir=a",
+        *SMALL,
+    )
+    assert code == 0, err
+    config = yaml.safe_load(Path("a/config.yaml").read_text())
+    assert config["lora_target_modules"] == ["q_proj", "v_proj"]
+    code, _, err = start("--config=a/config.yaml", "--output_dir=b")
+    assert code == 0, err
+    weights = [Path(f, "model/adapter_model.safetensors").read_bytes() for f in "ab"]
+    assert weights[0] == weights[1]
+    again = yaml.safe_load(Path("b/config.yaml").read_text())
+    assert {**again, "output_dir": "a"} == config
+
+
+def test_own_callbacks_by_dotted_path_with_arguments(here: Path) -> None:
+    Path("experiments").mkdir()
+    Path("experiments/noise.py").write_text(
+        "import lightning as L\n"
+        "class NoiseScale(L.Callback):\n"
+        "    def __init__(self, path='noise.txt'):\n"
+        "        self.path = path\n"
+        "    def on_train_end(self, trainer, module):\n"
+        "        open(self.path, 'w').write(str(trainer.global_step))\n"
+    )
+    flags = ["--model=base", "--dataset=rows.jsonl", *SMALL]
+    code, _, err = start(*flags, "--output_dir=a", "--callbacks=experiments.noise.NoiseScale")
+    assert code == 0, err
+    assert Path("noise.txt").read_text() == "5"
+    Path("c.yaml").write_text(
+        "callbacks:\n- class_path: experiments.noise.NoiseScale\n  init_args: {path: other.txt}\n"
+        "- lightning.pytorch.callbacks.RichProgressBar\n"
+    )
+    code, _, err = start(*flags[:-1], "--output_dir=b", "--config=c.yaml")
+    assert code == 0, err
+    assert Path("other.txt").exists()
+
+
+def test_resume_of_a_finished_run_says_so_and_changes_nothing(here: Path) -> None:
+    flags = ["--model=base", "--dataset=rows.jsonl", "--output_dir=run", *SMALL]
+    assert start(*flags)[0] == 0
+    before = {p: p.read_bytes() for p in [Path("run/metrics.jsonl"), Path("run/model/model.safetensors")]}
+    code, _, err = start(*flags, "--resume=auto")
+    assert code == 0, err
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_gradient_checkpointing_packed_and_padded_train_alike(here: Path) -> None:
+    flags = ["--model=base", "--dataset=rows.jsonl", "--learning_rate=1e-2", *SMALL]
+    losses = []
+    for number, extra in enumerate(
+        (["--layout=packed"], ["--layout=padded", "--micro_batch_size=5"], ["--gradient_checkpointing"])
+    ):
+        code, _, err = start(*flags, *extra, f"--output_dir=run{number}")
+        assert code == 0, err
+        lines = Path(f"run{number}/metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["train/loss"] for line in lines])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+MISTAKES = [
+    (["--dataset=rows.jsonl"], "--dataset=rows.jsonl needs --model=NAME"),
+    (["--model=base"], "--model=base needs data: add --dataset=FILE"),
+    (["--model=base", "--dataset=row.jsonl"], r"row.jsonl.*did you mean.*rows.jsonl"),
+    (["--model=bas", "--dataset=./rows.jsonl", "--revision=x"], "bas"),
+    (["--model=./nowhere", "--dataset=rows.jsonl"], "nowhere"),
+    (["--model=base", "--dataset=empty.jsonl"], "empty.jsonl.*(empty|no rows)"),
+    (["--model=base", "--dataset=broken.jsonl"], "broken.jsonl:2: not valid JSON"),
+    (["--model=base", "--dataset=columns.jsonl"], r"columns \['answer', 'question'\]"),
+    (["--model=base", "--dataset=chat.jsonl"], "chat_template"),
+    (["--model=base", "--dataset=rows.jsonl", "--lora_r=4", "--lora_target_modules=w_q"], "w_q.*q_proj"),
+    (["--model=base", "--dataset=rows.jsonl", "--lora_alpha=4"], "--lora_alpha: no effect without --lora_r"),
+    (["--model=base", "--dataset=rows.jsonl", "--quantize=4bit"], "add --lora_r=16"),
+    (["--model=base", "--dataset=rows.jsonl", "--quantize=4bit", "--lora_r=4"], "CUDA|bitsandbytes"),
+    (["--model=base", "--dataset=rows.jsonl", "--batch_size=9", "--micro_batch_size=2"], "--micro_batch_size"),
+    (["--model=base", "--dataset=rows.jsonl", "--accelerator=gpu", "--devices=8"], "Lightning refuses a setting"),
+    (["--model=base", "--dataset=rows.jsonl", "--learing_rate=1"], "did you mean --learning_rate"),
+    (["--model=base", "--dataset=rows.jsonl", "--learning_rate=fast"], "--learning_rate.*fast"),
+    (["--model=base", "--dataset=rows.jsonl", "--layout=dense"], "auto, packed, padded"),
+    (["--model=base", "--dataset=rows.jsonl", "--max_length=3"], "trainable|target"),
+    (["--model=base", "--dataset=rows.jsonl", "--callbacks=nowhere.Mine"], "nowhere"),
+    (["--model=base", "--dataset=rows.jsonl", "--val_split=0.5", "--val_dataset=rows.jsonl"], "only one of"),
+    (["--model=base", "--dataset=rows.jsonl", "--resume=auto"], "--resume=auto needs the run's folder"),
+    (["--model=base", "--dataset=rows.jsonl", "--resume=none.ckpt"], "none.ckpt"),
+    (["--model=base", "--dataset=rows.jsonl", "--adapter=base"], "no adapter_config.json"),
+    (["--model=base", "--dataset=rows.jsonl", "--monitor=val/los", "--val_split=0.1"], "val/los"),
+    (["--config=missing.yaml"], "missing.yaml"),
+    (["--model=no_eos", "--dataset=rows.jsonl"], "no end-of-sequence token"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES, ids=[" ".join(flags) for flags, _ in MISTAKES])
+def test_a_mistake_gets_one_line_and_no_traceback(
+    flags: list[str], message: str, here: Path, tokenizer: Any, make_llama: Callable
+) -> None:
+    import re
+
+    Path("empty.jsonl").write_text("")
+    Path("broken.jsonl").write_text('{"text": "5"}\n{"text": \n')
+    Path("columns.jsonl").write_text('{"question": "5", "answer": "6"}\n')
+    chat = {"messages": [{"role": "user", "content": "5"}, {"role": "assistant", "content": "6"}]}
+    Path("chat.jsonl").write_text(json.dumps(chat) + "\n")
+    if "--model=no_eos" in flags:
+        from transformers import AutoTokenizer
+
+        make_llama().save_pretrained("no_eos")
+        bare = AutoTokenizer.from_pretrained("base")
+        bare.eos_token = None
+        bare.save_pretrained("no_eos")
+    folder = [] if any("resume=auto" in flag for flag in flags) else ["--output_dir=run"]
+    code, _, err = start(*flags, *folder, *(f for f in SMALL if f.split("=")[0] not in " ".join(flags)))
+    assert code == 2, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(message, last), last
+    assert "Traceback" not in err
+
+
+def test_a_run_folder_is_protected(here: Path) -> None:
+    flags = ["--model=base", "--dataset=rows.jsonl", "--output_dir=run", *SMALL]
+    assert start(*flags)[0] == 0
+    code, _, err = start(*flags)
+    assert code == 2
+    assert "run already holds a run; continue it with --resume=auto, replace it with --overwrite" in err
+    assert start(*flags, "--overwrite")[0] == 0
+    Path("file").write_text("")
+    code, _, err = start(*flags[:2], "--output_dir=file", *SMALL)
+    assert code == 2
+    assert "--output_dir must be a folder, got the file file" in err
