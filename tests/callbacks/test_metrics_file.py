@@ -138,13 +138,12 @@ def test_rows_are_on_disk_when_a_checkpoint_is(tmp_path: Path) -> None:
 
 
 def test_what_was_logged_before_an_error_is_written(tmp_path: Path) -> None:
+    class Dies(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise Killed
+
     with pytest.raises(Killed):
-
-        class Dies(L.Callback):
-            def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-                if trainer.global_step == 3:
-                    raise Killed
-
         fit(Dies(), MetricsFile(tmp_path / "m.jsonl"))
     assert [row["step"] for row in rows(tmp_path / "m.jsonl")] == [1, 2, 3]
 

@@ -91,7 +91,7 @@ def test_a_bad_gradient_of_a_good_loss_is_stopped_too() -> None:
         def training_step(self, batch: RowBatch, batch_idx: int) -> torch.Tensor:
             loss = super().training_step(batch, batch_idx)
             if 7 in batch.rows:
-                loss = loss + 0 * self.net(batch.x).sub(self.net(batch.x).detach()).abs().sqrt().sum()
+                loss = loss + (0 * self.net[0].weight).sum().sqrt()  # 0, with an infinite slope
             return loss
 
     told = message(BadGradient(), accumulate_grad_batches=2)

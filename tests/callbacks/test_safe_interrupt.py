@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +109,7 @@ def test_the_handlers_of_before_are_back_after_an_end_and_after_an_error(tmp_pat
             fit(SafeInterrupt(tmp_path), module=Fails())
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGINT)
         assert received == ["mine", "mine"]
         assert signal.getsignal(signal.SIGINT) is interrupt
     finally:
