@@ -37,7 +37,7 @@ class MetricsFile(L.Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._active = False  # on the rank that writes, during a fit
-        self._rows: list[str] = []
+        self._rows: list[tuple[dict[str, Any], dict[str, Tensor]]] = []  # place and metrics
         self._seen: dict[str, Tensor] = {}
         self._seconds = 0.0
         self._started = self._flushed = time.monotonic()
@@ -91,9 +91,8 @@ class MetricsFile(L.Callback):
         self._seen |= metrics
         if not fresh:
             return
-        row = dict(zip(fresh, _numbers(list(fresh.values())), strict=True))
         place = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self._elapsed(), 3)}
-        self._rows.append(json.dumps(place | {name: row[name] for name in row if name not in place}))
+        self._rows.append((place, fresh))  # still tensors: reading them here would wait for the device at every step
         if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
             self._flush()
 
@@ -101,10 +100,12 @@ class MetricsFile(L.Callback):
         rows, self._rows, self._flushed = self._rows, [], time.monotonic()
         if not rows:
             return
+        numbers = _numbers([metrics for _, metrics in rows])
+        lines = [json.dumps(metrics | place) for (place, _), metrics in zip(rows, numbers, strict=True)]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write("".join(f"{row}\n" for row in rows))
+                file.write("".join(f"{line}\n" for line in lines))
         except OSError as error:
             raise storage_error(self.path, error) from error
 
@@ -121,10 +122,14 @@ class MetricsFile(L.Callback):
                 file.write("".join(f"{line}\n" for line in kept).encode())
 
 
-def _numbers(values: list[Tensor]) -> list[float]:
-    """One transfer from the device for all of them; exact, for no float is wider than float64."""
-    numbers: list[float] = torch.stack([value.detach().reshape(()).double() for value in values]).tolist()
-    return numbers
+def _numbers(rows: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """Every value of every row; exact, and with one transfer for all that are of one type on one device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for row in rows:
+        for value in row.values():
+            kinds.setdefault((value.dtype, value.device), []).append(value)
+    numbers = {kind: iter(torch.stack(values).tolist()) for kind, values in kinds.items()}
+    return [{name: next(numbers[value.dtype, value.device]) for name, value in row.items()} for row in rows]
 
 
 def _step(line: str) -> float:

@@ -10,7 +10,8 @@ import lightning as L
 import torch
 from torch import nn
 
-from relax.lightning_loop import step_completed, step_is_logged
+from relax.checks import positive
+from relax.lightning_loop import step_completed, training_ends
 from relax.protocols import HasNumTokens
 from relax.ranks import over_ranks
 
@@ -43,29 +44,35 @@ class Throughput(L.Callback):
     """Logs ``throughput/tokens_per_second``, ``throughput/peak_memory_gb`` and, where the peak is known, ``.../mfu``.
 
     Tokens are those of all ranks without padding, from batches that have ``num_tokens``; seconds are wall time since
-    the last logged step without validation. The first optimizer step of a process (compilation, warm-up) is left out.
+    they were last logged, validation left out. So is the first optimizer step of a process (compilation, warm-up).
 
     MFU (model FLOPs utilization, arXiv 2204.02311) counts, for N parameters, 2 N FLOPs a token forward, 2 N backward to
     the activations and 2 N_trainable to the weights: 6 N for full fine-tuning, about 4 N under LoRA. Attention and
     recomputed activations are not counted.
 
+    Args:
+        every_n_steps: log every so many optimizer steps, and the last.
+
     Attributes:
         tokens_per_second: mean over the run since its first optimizer step; 0 before there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_steps: int = 10) -> None:
+        positive(every_n_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
         self.tokens_per_second = 0.0
         self._warm = False
         self._local_tokens = 0  # since the last logged step
         self._total_tokens, self._total_seconds = 0.0, 0.0
         self._since = self._paused = 0.0
         self._flops_per_token = 0
+        self._peak: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""
         self._warm, self.tokens_per_second = False, 0.0
         self._local_tokens, self._total_tokens, self._total_seconds = 0, 0.0, 0.0
-        self._flops_per_token = flops_per_token(pl_module)
+        self._flops_per_token, self._peak = flops_per_token(pl_module), peak_flops(pl_module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -85,7 +92,7 @@ class Throughput(L.Callback):
             return
         if not self._warm:
             self._warm, self._local_tokens, self._since = True, 0, time.perf_counter()
-        elif step_is_logged(trainer):
+        elif trainer.global_step % self.every_n_steps == 0 or training_ends(trainer):
             self._log(trainer, pl_module)
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,10 +104,9 @@ class Throughput(L.Callback):
             self._total_tokens, self._total_seconds = self._total_tokens + tokens, self._total_seconds + seconds
             self.tokens_per_second = self._total_tokens / self._total_seconds
             figures["throughput/tokens_per_second"] = tokens / seconds
-            peak = peak_flops(pl_module.device)
-            if peak is not None:
+            if self._peak is not None:
                 used = figures["throughput/tokens_per_second"] * self._flops_per_token
-                figures["throughput/mfu"] = used / (peak * trainer.world_size)
+                figures["throughput/mfu"] = used / (self._peak * trainer.world_size)
         pl_module.log_dict(figures, on_step=True, on_epoch=False, rank_zero_only=True)
 
 

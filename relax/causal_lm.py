@@ -3,6 +3,7 @@
 Not a model of our own: the modules, masks and caches stay those of transformers, adapters stay those of PEFT.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ def check_head(model: nn.Module) -> None:
         UserError: the logits differ.
     """
     inner = base_model(model)
+    if inner.config.to_dict().get("output_router_logits"):
+        warnings.warn("the auxiliary loss of the model's router (output_router_logits) is not trained", stacklevel=2)
     ids = _some_ids(model, 4)
     with _probing(model):
         theirs = inner(input_ids=ids, use_cache=False).logits[0]

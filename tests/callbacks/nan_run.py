@@ -1,4 +1,4 @@
-"""Two processes, of which the second meets a row that is not a number: what each says, and what became of its weights."""
+"""Two processes, of which the second meets a row that is not a number: what each says and whether it was touched."""
 
 from typing import Any
 

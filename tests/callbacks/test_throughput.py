@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from tiny_run import Tiny, data, fit
@@ -64,9 +65,18 @@ def test_batches_of_other_kinds_only_show_memory() -> None:
     assert "throughput/peak_memory_gb" in logged
 
 
-def test_only_logged_steps_are_averaged_over_their_window() -> None:
-    logged = fit(Throughput(), module=Tokens(9), max_epochs=1, log_every_n_steps=4).trainer.callback_metrics
-    assert 500 < float(logged["throughput/tokens_per_second"]) < 10_000
+def test_it_is_logged_every_so_many_steps_over_all_tokens_of_them() -> None:
+    rates: dict[int, float] = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if "throughput/tokens_per_second" in trainer.callback_metrics:
+                rates.setdefault(trainer.global_step, float(trainer.callback_metrics["throughput/tokens_per_second"]))
+
+    fit(Throughput(every_n_steps=4), Watch(), module=Tokens(9), max_epochs=1)
+    assert min(rates) == 4
+    assert rates[4] == rates[7] != rates[8] != rates[9]
+    assert all(1_000 < rate < 10_000 for rate in rates.values())
 
 
 def test_flops_of_full_and_of_low_rank_training() -> None:
