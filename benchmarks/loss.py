@@ -109,7 +109,7 @@ def compare(options: argparse.Namespace) -> None:
             for contender in contenders:
                 measured[contender.name].append(contender.measure(str(tokens)))
         for contender in contenders:
-            contender.__exit__()
+            contender.stop()
         everything[tokens] = measured
         report(tokens, measured)
     write_json(options.json, machine, everything)

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from subprocess import PIPE
+from tempfile import TemporaryFile
+from typing import Any
 
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 MEGABYTE = 1e6
@@ -34,12 +36,13 @@ def benchmark_arguments(description: str | None) -> argparse.ArgumentParser:
 class Contender:
     """The parent's side of a process that measures one thing when told to."""
 
-    def __init__(self, name: str, threads: int, python: str = sys.executable) -> None:
+    def __init__(self, name: str, threads: int, extra_arguments: Sequence[str] = ()) -> None:
         self.name = name
-        command = [python, *sys.argv, f"--contender={name}"]
+        command = [sys.executable, *sys.argv, *extra_arguments, f"--contender={name}"]
         settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._output = TemporaryFile("w+")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | settings
+            command, stdin=PIPE, stdout=PIPE, stderr=self._output, text=True, env=os.environ | settings
         )
 
     def measure(self, task: str = "") -> dict[str, float]:
@@ -48,7 +51,8 @@ class Contender:
         Raises:
             RuntimeError: the process has died; its own output says why.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(task + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -57,10 +61,8 @@ class Contender:
         measured: dict[str, float] = json.loads(answer)
         return measured
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
 

@@ -14,6 +14,8 @@ from relax.protocols import Exportable, KeepsFolders
 class HFExport(L.Callback):
     """Calls ``pl_module.export(folder)``, on every rank, when the run is finished; an interrupted one exports nothing.
 
+    A run that had finished, but died before its export was written, is exported when it is resumed.
+
     Args:
         folder: where the finished model goes; loggers that keep files get a copy of it.
         every_n_steps: also export into ``folder-step=00000120`` beside it after every so many optimizer steps.
@@ -27,14 +29,17 @@ class HFExport(L.Callback):
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"every_n_steps of HFExport must be above 0, got {every_n_steps}")
         self.folder, self.every_n_steps, self.at_end = Path(folder), every_n_steps, at_end
+        self._owed = self._trained = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse at once what would fail after hours."""
+        self._owed, self._trained = self.at_end and stage == "fit", False
         if stage == "fit" and not isinstance(pl_module, Exportable):
             raise UserError(f"HFExport needs a module with export(folder), {type(pl_module).__name__} has none")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Lightning's hook."""
+        self._trained = True
         step = trainer.global_step
         if self.every_n_steps is not None and step_completed(trainer) and step % self.every_n_steps == 0:
             _export(pl_module, self.folder.with_name(f"{self.folder.name}-step={step:08d}"))
@@ -43,7 +48,16 @@ class HFExport(L.Callback):
         """Lightning's hook."""
         savers = trainer.checkpoint_callbacks
         interrupted = any(isinstance(saver, SafeInterrupt) and saver.exit_code is not None for saver in savers)
-        if interrupted or not self.at_end:
+        if not interrupted:
+            self._export_end(trainer, pl_module)
+        self._owed = False
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning skips ``on_train_end`` where nothing is left to train."""
+        self._export_end(trainer, pl_module)
+
+    def _export_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._owed or (not self._trained and trainer.strategy.broadcast(self.folder.exists())):
             return
         _export(pl_module, self.folder)
         for logger in trainer.loggers:

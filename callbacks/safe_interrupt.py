@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import Checkpoint, make_atomic, save_checkpoint
 from relax.checkpoint_io import step_checkpoint
-from relax.lightning_loop import step_completed, stop_training, validation_follows
+from relax.lightning_loop import step_completed, stop_training, training_ends, validation_follows
 from relax.protocols import MarksInterruption
 from relax.ranks import over_ranks
 
@@ -35,8 +35,8 @@ class SafeInterrupt(LightningCheckpoint):
         folder: where ``step=*.ckpt`` is written, unless the trainer has a `Checkpoint`, which then saves.
 
     Attributes:
-        exit_code: None after a run that was not interrupted. Else what to pass to ``sys.exit``: 130 (Ctrl-C) or 143
-            (SIGTERM), and 0 on other local ranks, because Lightning kills its main process when a child of it fails.
+        exit_code: None if there was no signal. Else what to pass to ``sys.exit``: 130 (Ctrl-C) or 143 (SIGTERM), and 0
+            on other local ranks, because Lightning kills its main process when a child of it fails.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -47,6 +47,7 @@ class SafeInterrupt(LightningCheckpoint):
         self._noted = 0
         self._limit_val_batches: int | float | None = None
         self._previous: dict[int, Any] = {}
+        self._process = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take the signals over from whoever has them."""
@@ -57,6 +58,7 @@ class SafeInterrupt(LightningCheckpoint):
             return
         make_atomic(trainer)
         self._trainer, self._training, self._noted, self.exit_code = trainer, False, 0, None
+        self._process = os.getpid()
         self._previous = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,7 +81,7 @@ class SafeInterrupt(LightningCheckpoint):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A signal that came while the finished run was written out still ends the process afterwards."""
+        """A signal that came in the last step, or while the run was written out, still ends the process afterwards."""
         signum = self._agreed(trainer)
         if signum and self.exit_code is None:
             self._set_exit_code(trainer, signum)
@@ -98,6 +100,8 @@ class SafeInterrupt(LightningCheckpoint):
     # Signals
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data worker that was forked with our handler: Ctrl-C reaches it too, and it is still needed
         if self._trainer is None:
             # Lightning puts our handler back after an exception, when we have left already.
             signal.signal(signum, self._previous[signum])
@@ -139,6 +143,8 @@ class SafeInterrupt(LightningCheckpoint):
             path = savers[0].save_step(trainer)
         else:
             path = save_checkpoint(trainer, step_checkpoint(self.folder, trainer.global_step))
+        if training_ends(trainer):
+            return  # it is finished, not interrupted: on_train_end does the rest
         self._set_exit_code(trainer, signum)
         self._limit_val_batches = trainer.limit_val_batches
         stop_training(trainer)

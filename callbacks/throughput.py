@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from relax.checks import positive
+from relax.errors import UserError
 from relax.lightning_loop import step_completed, training_ends
 from relax.protocols import HasNumTokens
 from relax.ranks import over_ranks
@@ -58,7 +58,8 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
-        positive(every_n_steps=every_n_steps)
+        if every_n_steps < 1:
+            raise UserError(f"every_n_steps of Throughput must be above 0, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.tokens_per_second = 0.0
         self._warm = False

@@ -67,6 +67,7 @@ def export_model(
                 _save_whole(merged_model(model, state_dict), tokenizer, temporary / "merged", None)
             if card is not None:
                 (temporary / "README.md").write_text(card, encoding="utf-8")
+            _open_to_readers(temporary)
 
 
 def check_export(model: "PreTrainedModel | PeftModel", folder: str | Path, *, merge_adapter: bool = False) -> None:
@@ -229,6 +230,15 @@ def _check_replaceable(folder: Path) -> None:
     if names and (foreign or not names & {"config.json", "adapter_config.json"}):
         example = sorted(foreign or names)[0]
         raise UserError(f"{folder} holds more than an exported model ({example}); choose another output folder")
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give every file the mode that the process's umask asks for: safetensors makes its own unreadable to others."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 @contextmanager

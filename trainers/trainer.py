@@ -5,7 +5,6 @@ is the subclass's ``compute_loss``. Everything that only watches or steers is a 
 """
 
 import inspect
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,19 +19,18 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from relax import causal_lm, checks, run_folder
+from relax import causal_lm, run_folder
 from relax.cli import dump_config
 from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, collate_padded, epoch_steps
 from relax.data.loader import Bookmark, ResumableLoader
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.export import check_export, export_model, model_card
-from relax.lightning_loop import build_lightning_trainer, micro_batches_done, quiet_lightning
+from relax.figures import Figures
+from relax.lightning_loop import build_lightning_trainer, micro_batches_done
 from relax.lora import enable_gradient_checkpointing
 from relax.models import pad_id
 from relax.optimizers import (
-    OPTIMIZERS,
-    SCHEDULES,
     OptimizerFactory,
     build_optimizer,
     build_schedule,
@@ -40,10 +38,7 @@ from relax.optimizers import (
     total_norm,
 )
 from relax.seeding import seed_generators
-
-POSITIVE = ("learning_rate", "batch_size", "micro_batch_size", "val_every_n_steps", "decay_ratio")
-NOT_NEGATIVE = ("weight_decay", "warmup_steps", "data_workers")
-SHARES = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
+from trainers.settings import check_lightning, check_own
 
 
 class Trainer(L.LightningModule, ABC):
@@ -138,11 +133,10 @@ class Trainer(L.LightningModule, ABC):
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.resume, self.overwrite = resume, overwrite
         self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
-        self._window: dict[str, Tensor] = {}
-        self._window_size = 0
+        self._figures = Figures()
         self._bookmark: Bookmark | None = None
         own = self._own_settings()
-        self.check(**own, **lightning)
+        self.check(**own, **lightning, resume=resume, overwrite=overwrite)
         self._warn_without_effect()
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
@@ -158,31 +152,11 @@ class Trainer(L.LightningModule, ABC):
         Raises:
             UserError: a value out of range, two settings that exclude each other, an unknown one, missing devices.
         """
-        own = inspect.signature(Trainer).parameters
-        lightning = {name: value for name, value in settings.items() if name not in own}
-        given = {name: p.default for name, p in own.items() if p.default is not p.empty} | settings
-        checks.positive(**{name: given[name] for name in POSITIVE})
-        checks.between(0, math.inf, **{name: given[name] for name in NOT_NEGATIVE})
-        checks.between(0, 1, **{name: given[name] for name in SHARES})
-        checks.between(0, 1 - 1e-9, betas=max(given["betas"]))
-        checks.one_of(SCHEDULES, schedule=given["schedule"])
-        checks.one_of(("auto", "packed", "padded"), layout=given["layout"])
-        checks.not_both(warmup_steps=given["warmup_steps"], warmup_ratio=given["warmup_ratio"])
-        checks.not_both(resume=given["resume"], overwrite=given["overwrite"])
-        if isinstance(given["optimizer"], str):
-            checks.one_of(OPTIMIZERS, optimizer=given["optimizer"])
-        known = inspect.signature(L.Trainer).parameters
-        for name in lightning:
-            if name not in known:
-                raise UserError(f"unknown argument {name}{checks.nearest(name, [*known, *own])}")
-        with quiet_lightning():
-            devices = build_lightning_trainer(**lightning, logger=False, enable_checkpointing=False)
-        Layout.of(
-            given["batch_size"],
-            devices.num_nodes * devices.num_devices,
-            given["micro_batch_size"],
-            lightning.get("accumulate_grad_batches"),
-        )
+        parameters = inspect.signature(Trainer).parameters
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        own = defaults | {name: value for name, value in settings.items() if name in parameters}
+        check_own(own)
+        check_lightning({name: value for name, value in settings.items() if name not in parameters}, own)
 
     @abstractmethod
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -313,45 +287,32 @@ class Trainer(L.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lightning's hook."""
         loss, metrics = self.compute_loss(batch)
-        self._collect({"loss": loss.detach(), **metrics})
+        self._figures.add({"loss": loss.detach(), **metrics})
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the figures of the whole optimizer step, over its micro-batches and all ranks."""
-        figures = self._collected()
+        figures = self._figures.means(self.trainer.strategy)
         figures["grad_norm"] = total_norm(self.model.parameters())
         figures["learning_rate"] = torch.tensor(optimizer.param_groups[0]["lr"])
         self.log_dict({f"train/{name}": value for name, value in figures.items()})
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation's figures anew (training's are complete: validation runs between optimizer steps)."""
-        self._window, self._window_size = {}, 0
+        self._figures.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Lightning's hook."""
         loss, metrics = self.compute_loss(batch)
-        self._collect({"loss": loss, **metrics})
+        self._figures.add({"loss": loss, **metrics})
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole held-out set."""
-        figures = self.validation_figures(self._collected())
+        figures = self.validation_figures(self._figures.means(self.trainer.strategy))
         self.log_dict({f"val/{name}": value for name, value in figures.items()})
 
     def validation_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """What to log of a validation, given the means of ``compute_loss`` over the held-out set."""
-        return means
-
-    def _collect(self, figures: dict[str, Tensor]) -> None:
-        window = self._window
-        self._window = {name: window[name] + value if window else value for name, value in figures.items()}
-        self._window_size += 1
-
-    def _collected(self) -> dict[str, Tensor]:
-        """Means over the micro-batches and ranks since the last call; one exchange between ranks for all of them."""
-        values = torch.stack([value.float() for value in self._window.values()]) / self._window_size
-        values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        means = dict(zip(self._window, values, strict=True))
-        self._window, self._window_size = {}, 0
         return means
 
     # Optimizer, checkpoint, export
@@ -435,8 +396,6 @@ class Trainer(L.LightningModule, ABC):
     def _warn_without_effect(self) -> None:
         if self.val_data is None and self.val_every_n_steps is not None:
             warnings.warn("--val_every_n_steps has no effect without validation data", stacklevel=4)
-        if self.schedule == "constant" and self.min_lr_ratio:
-            warnings.warn("--min_lr_ratio has no effect with --schedule=constant", stacklevel=4)
         if self.output_dir is not None and not any(isinstance(c, Checkpoint) for c in self._callbacks):
             warnings.warn(
                 f"no checkpoint will be written to {self.output_dir}: pass callbacks=default_callbacks(output_dir)",

@@ -1,5 +1,6 @@
 """The built-in tasks: what the scripts train on when the user names no data. One task, one file."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from relax.tasks.sorting import Sorting
@@ -16,6 +17,10 @@ class Task(Protocol):
     @property
     def sft_settings(self) -> dict[str, Any]:
         """Flags of ``run_sft`` with which the built-in model learns the task."""
+
+    @property
+    def policy_folder(self) -> Path:
+        """The model that ``run_sft`` makes of this task, which reinforcement learning starts from."""
 
     def train_rows(self, n: int = ..., seed: int = ...) -> list[dict[str, str]]:
         """``n`` rows of ``prompt`` and ``completion``, without end of text."""

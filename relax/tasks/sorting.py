@@ -9,6 +9,7 @@ Not a benchmark of language: a model of 102 thousand parameters learns it on a C
 import random
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from relax.seeding import mix
@@ -31,15 +32,21 @@ VOCABULARY = (PAD, EOS, UNKNOWN, END_OF_PROMPT, *DIGITS)
 class Sorting:
     """The ``Task`` of sorting digits; see the top of the file."""
 
+    # 1,000 steps leave greedy accuracy near 50 %; with many more it falls to the 43 % of a perfect imitator.
     sft_settings: ClassVar[dict[str, Any]] = {
         "learning_rate": 5e-3,
-        "betas": (0.9, 0.98),
-        "schedule": "wsd",
+        "betas": (0.9, 0.95),
+        "schedule": "linear",
         "warmup_steps": 20,
         "batch_size": 128,
-        "max_steps": 1200,
+        "max_steps": 1000,
         "gradient_clip_val": 1.0,
     }
+
+    @property
+    def policy_folder(self) -> Path:
+        """Made by ``python run_sft.py --output_dir=runs/sorting --logger=none``; right for about half of the prompts."""
+        return Path(__file__).parents[1] / "policies" / "sorting"
 
     def train_rows(self, n: int = 20_000, seed: int = 0) -> list[dict[str, str]]:
         """``n`` demonstrations as ``prompt`` and ``completion``; no end of text, the data pipeline appends it."""

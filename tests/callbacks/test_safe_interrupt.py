@@ -116,6 +116,24 @@ def test_the_handlers_of_before_are_back_after_an_end_and_after_an_error(tmp_pat
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_forked_data_worker_outlives_ctrl_c(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C reaches every process of the terminal; the batches of the last step still have to come."""
+
+    class Forks(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            worker = os.fork()
+            if worker == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                os._exit(0)
+            assert os.waitpid(worker, 0)[1] == 0
+
+    guard = SafeInterrupt(tmp_path)
+    fit(Forks(), guard, max_steps=1)
+    assert guard.exit_code is None
+    assert "stopping" not in capfd.readouterr().err
+
+
 def run_script(*arguments: object) -> tuple[int, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(

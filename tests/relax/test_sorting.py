@@ -167,3 +167,14 @@ def test_accuracy_without_rows_is_refused(fitted: PreTrainedModel) -> None:
 def test_naming_the_tasks_loads_no_transformers() -> None:
     code = "import sys, relax.tasks, relax.tasks.grading; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_policy_that_ships_with_the_project_is_small_and_right_for_half_of_the_prompts() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    task = Sorting()
+    assert sum(file.stat().st_size for file in task.policy_folder.iterdir()) < 1_000_000
+    model = AutoModelForCausalLM.from_pretrained(task.policy_folder)
+    tokenizer = AutoTokenizer.from_pretrained(task.policy_folder)
+    assert 0.47 <= accuracy(model, tokenizer, task.eval_rows(), task.grade) <= 0.53
+    assert tokenizer.get_vocab() == task.build_tokenizer().get_vocab()
