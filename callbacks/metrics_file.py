@@ -87,8 +87,8 @@ class MetricsFile(L.Callback):
 
     def _add_row(self, trainer: L.Trainer) -> None:
         metrics = logged_metrics(trainer)
-        fresh = {name: value for name, value in metrics.items() if self._seen.get(name) is not value}
-        self._seen |= metrics
+        fresh = {name: value for name, value in metrics.items() if not _same(value, self._seen.get(name))}
+        self._seen |= fresh
         if not fresh:
             return
         place = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self._elapsed(), 3)}
@@ -101,7 +101,7 @@ class MetricsFile(L.Callback):
         if not rows:
             return
         numbers = _numbers([metrics for _, metrics in rows])
-        lines = [json.dumps(metrics | place) for (place, _), metrics in zip(rows, numbers, strict=True)]
+        lines = [json.dumps(place | metrics | place) for (place, _), metrics in zip(rows, numbers, strict=True)]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
@@ -120,6 +120,11 @@ class MetricsFile(L.Callback):
         if kept != lines:
             with atomic_write(self.path) as file:
                 file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+def _same(value: Tensor, before: Tensor | None) -> bool:
+    """Whether it is the very value of an earlier step: Lightning keeps one that is not logged anew in the same memory."""
+    return before is not None and value.data_ptr() == before.data_ptr()
 
 
 def _numbers(rows: list[dict[str, Tensor]]) -> list[dict[str, float]]:

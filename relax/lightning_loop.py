@@ -63,8 +63,8 @@ def micro_batches_done(trainer: "L.Trainer") -> int:
 def logged_metrics(trainer: "L.Trainer") -> "dict[str, Tensor]":
     """What the training step, or in ``on_validation_end`` the validation, has logged, by name.
 
-    ``trainer.callback_metrics`` mixes the two. A training metric that was not logged in this step is still here, as the
-    same tensor as before.
+    ``trainer.callback_metrics`` mixes the two. A training metric that was not logged in this step is still here, in the
+    same memory as before.
     """
     assert trainer._results is not None, "only inside a loop"
     return trainer._results.metrics(on_step=trainer.training)["callback"]

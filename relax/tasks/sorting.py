@@ -45,7 +45,7 @@ class Sorting:
 
     @property
     def policy_folder(self) -> Path:
-        """Made by ``python run_sft.py --output_dir=runs/sorting --logger=none``; right for about half of the prompts."""
+        """Made by ``python run_sft.py --output_dir=runs/sorting --logger=none``; right for half of the prompts."""
         return Path(__file__).parents[1] / "policies" / "sorting"
 
     def train_rows(self, n: int = 20_000, seed: int = 0) -> list[dict[str, str]]:

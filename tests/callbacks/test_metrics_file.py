@@ -56,6 +56,17 @@ def test_doubles_keep_their_digits(tmp_path: Path) -> None:
     assert rows(tmp_path / "m.jsonl")[0]["third"] == 1 / 3
 
 
+def test_a_metric_is_only_in_the_rows_of_the_steps_that_logged_it(tmp_path: Path) -> None:
+    class Sometimes(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            if trainer.global_step % 4 == 0:
+                pl_module.log("sometimes", 7.0)
+
+    fit(Sometimes(), MetricsFile(tmp_path / "m.jsonl"), module=Tiny(validates=True), val_check_interval=3)
+    assert [row["step"] for row in rows(tmp_path / "m.jsonl") if "sometimes" in row] == [4, 8, 12, 16]
+    assert len(rows(tmp_path / "m.jsonl")) == 18 + 6
+
+
 def test_only_logged_steps(tmp_path: Path) -> None:
     fit(MetricsFile(tmp_path / "m.jsonl"), log_every_n_steps=4)
     assert [row["step"] for row in rows(tmp_path / "m.jsonl")] == [4, 8, 12, 16]
