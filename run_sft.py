@@ -163,10 +163,7 @@ def main(
         sys.exit(interrupt.exit_code)
     if builtin is not None:
         report.say_accuracy("after", policy, tokenizer, builtin)
-    report.say(
-        *report.describe_results(folder, logger),
-        *report.describe_next(folder, "python run_sft.py", builtin is not None),
-    )
+    report.say(*report.describe_results(folder, logger), *report.describe_next("python run_sft.py", folder, flags))
 
 
 def cli(argv: Sequence[str] | None = None) -> None:

@@ -123,7 +123,7 @@ class MetricsFile(L.Callback):
 
 
 def _same(value: Tensor, before: Tensor | None) -> bool:
-    """Whether it is the very value of an earlier step: Lightning keeps one that is not logged anew in the same memory."""
+    """Whether it is the value of an earlier step, not logged anew: Lightning keeps that one in the same memory."""
     return before is not None and value.data_ptr() == before.data_ptr()
 
 

@@ -1,7 +1,8 @@
 """What a run tells the person who started it, on rank 0: what is trained on what, and where the results lie."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -61,13 +62,16 @@ def describe_results(folder: Path, logger: str) -> list[str]:
     return lines
 
 
-def describe_next(folder: Path, script: str, task: bool) -> list[str]:
-    """Commands to try."""
-    trained = run_folder.export_folder(folder)
-    data = "--task=sorting" if task else "--dataset=MORE.jsonl"
+def describe_next(script: str, folder: Path, flags: Mapping[str, Any]) -> list[str]:
+    """Commands to try after a run with ``flags``."""
+    exported = run_folder.export_folder(folder)
+    model = "" if flags["model"] is None else f"--model={flags['model']} "
+    adapted = flags["lora_r"] or flags["adapter"]
+    trained = f"{model}--adapter={exported}" if adapted else f"--model={exported} --lora_r=8 --learning_rate=1e-3"
+    data = "--task=sorting" if flags["dataset"] is None else "--dataset=MORE.jsonl"
     return [
         "Try next:",
-        f"  {script} --model={trained} {data} --lora_r=8 --learning_rate=1e-3",
+        f"  {script} {trained} {data}",
         f"  {script} --model=Qwen/Qwen2.5-0.5B --dataset=YOURS.jsonl --lora_r=16 --learning_rate=2e-4",
         f"  {script} --help",
     ]
