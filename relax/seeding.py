@@ -18,8 +18,11 @@ def mix(*parts: int | str) -> int:
 
 
 def seed_generators(*parts: int | str) -> None:
-    """Set the global generators of Python, NumPy and torch (CPU and CUDA) to ``mix(*parts)``."""
+    """Set the global generators of Python, NumPy and torch (all devices) to ``mix(*parts)``."""
     seed = mix(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # what torch.manual_seed does to the CPU, without its look for other devices: microseconds, every step
+        torch.default_generator.manual_seed(seed)

@@ -8,6 +8,7 @@ The trainer keeps the position in its checkpoints. Lightning would do so itself 
 schedule) and when the checkpoint ends an epoch.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -16,6 +17,12 @@ from torch.utils.data import DataLoader
 
 from relax.data.batches import Batch, EpochBatches
 from relax.errors import UserError
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; batches are needed until the step at hand ends."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 class Bookmark(TypedDict):
@@ -70,6 +77,7 @@ class ResumableLoader:
             sampler=range(self.position, len(batches)),
             num_workers=self.workers,
             pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
             generator=torch.Generator(),  # without its own it would draw from the global one
         )
         for batch in loader:
