@@ -20,7 +20,7 @@ from relax.errors import UserError
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; batches are needed until the step at hand ends."""
+    """Ctrl-C and SIGTERM reach the whole process group, and batches are needed until the step at hand ends."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
 

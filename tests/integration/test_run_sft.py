@@ -222,3 +222,91 @@ def test_a_run_folder_is_protected(here: Path) -> None:
     code, _, err = start(*flags[:2], "--output_dir=file", *SMALL)
     assert code == 2
     assert "--output_dir must be a folder, got the file file" in err
+
+
+def test_a_tokenizer_without_pad_token_trains_and_is_saved_as_it_was(here: Path) -> None:
+    from transformers import AutoTokenizer
+
+    bare = AutoTokenizer.from_pretrained("base")
+    bare.pad_token = None
+    bare.save_pretrained("base")
+    code, _, err = start("--model=base", "--dataset=rows.jsonl", "--output_dir=run", "--layout=padded", *SMALL)
+    assert code == 0, err
+    assert AutoTokenizer.from_pretrained("run/model").pad_token is None
+
+
+def test_csv_parquet_and_json_give_the_same_run(here: Path) -> None:
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), "rows.parquet")
+    Path("rows.json").write_text(json.dumps(ROWS))
+    with Path("rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    weights = set()
+    for suffix in ("jsonl", "parquet", "json", "csv"):
+        code, _, err = start("--model=base", f"--dataset=rows.{suffix}", f"--output_dir={suffix}", *SMALL)
+        assert code == 0, err
+        weights.add(Path(suffix, "model/model.safetensors").read_bytes())
+    assert len(weights) == 1
+
+
+def test_chat_rows_train_assistant_turns_with_a_template_from_a_file(here: Path) -> None:
+    Path("chat.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
+        "{% else %}{{ m.content }}>{% endif %}{% endfor %}"
+    )
+    turns = [{"role": "user", "content": "52"}, {"role": "assistant", "content": "25"}]
+    Path("chat.jsonl").write_text(json.dumps({"messages": turns * 2}) * 1 + "\n")
+    code, out, err = start(
+        "--model=base", "--dataset=chat.jsonl", "--chat_template=chat.jinja", "--output_dir=run", *SMALL
+    )
+    assert code == 0, err
+    assert "1 rows, 12 tokens, 50% of them trained" in out
+    assert "eos_token" in Path("run/model/chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_loggers_by_name(logger: str, here: Path) -> None:
+    flags = [flag for flag in SMALL if "logger" not in flag]
+    code, _, err = start("--model=base", "--dataset=rows.jsonl", "--output_dir=run", f"--logger={logger}", *flags)
+    assert code == 0, err
+    assert [path for path in Path("run/logs").rglob("*") if path.is_file()]
+
+
+def test_mlflow_keeps_settings_figures_and_the_model_and_a_resumed_run_is_the_same_run(here: Path) -> None:
+    from mlflow import MlflowClient
+
+    flags = ["--model=base", "--dataset=rows.jsonl", "--output_dir=runs/mine", "--logger=mlflow"]
+    flags += ["--checkpoint_every_n_steps=1", "--keep_checkpoints=9", *(f for f in SMALL if "logger" not in f)]
+    assert start(*flags)[0] == 0
+    for step in (4, 5):
+        Path(f"runs/mine/checkpoints/step={step:08d}.ckpt").unlink()
+    code, _, err = start(*flags, "--resume=auto")
+    assert code == 0, err
+    client = MlflowClient("sqlite:///runs/mlflow.db")
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["batch_size"] == "20"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted(point.step for point in history) == sorted({point.step for point in history})
+    assert len(history) == 5
+    assert "model" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+
+
+@pytest.mark.slow
+def test_the_built_in_job_works_without_a_flag_and_without_the_network(tmp_path: Path) -> None:
+    """But for the number of steps, which is cut."""
+    from test_privacy import SWITCHES
+    from tiny_models import network_calls
+
+    root = str(Path(run_sft.__file__).parent)
+    program = f"import sys; sys.path.insert(0, {root!r}); import run_sft; run_sft.cli(['--max_steps=30'])"
+    assert network_calls(program, tmp_path, without=SWITCHES) == []
+    [folder] = (tmp_path / "runs").glob("sft-*")
+    assert (folder / "model/model.safetensors").exists()
+    assert (tmp_path / "runs/mlflow.db").exists()
