@@ -1,0 +1,95 @@
+"""README and docs say what is so: their code compiles, their flags, files, links and names exist.
+
+That the pages' Python blocks also run is `tests/integration/test_examples.py`.
+"""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from relax.plugins import load_object
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("trainers", "callbacks", "relax", "tests", "benchmarks", "docs", "examples", ".ci")
+PLACEHOLDERS = {"name", "noname"}  # "flags are written `--name=value`"
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"(?:run_sft\.py|relax-sft)\b([^\n&|;#]*)")
+_FLAG = re.compile(r"(?:^|(?<=\s))--([a-z]\w*)")
+_DOTTED = re.compile(r"(?:relax|callbacks|trainers)(?:\.\w+)+")
+
+
+def read(page: Path) -> str:
+    """The page, lines that end in a backslash joined."""
+    return page.read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [body for language, body in _FENCE.findall(read(page)) if language in languages]
+
+
+def inline(page: Path) -> list[str]:
+    """What stands in backticks outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", _FENCE.sub("", read(page)))
+
+
+def flags(page: Path) -> set[str]:
+    """Flags of the script: in its commands, and where a word in backticks begins with one."""
+    text = "\n".join([*blocks(page, "bash", ""), *inline(page)])
+    found = [name for arguments in _COMMAND.findall(text) for name in _FLAG.findall(arguments)]
+    found += [name for words in inline(page) if words.startswith("--") for name in _FLAG.findall(words)]
+    return set(found) - PLACEHOLDERS
+
+
+@pytest.fixture(scope="session")
+def known_flags() -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "run_sft.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(re.findall(r"^  --(\w+)  ", done.stdout, re.MULTILINE))
+
+
+def pages(test):  # type: ignore[no-untyped-def]
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)(test)
+
+
+@pages
+def test_python_blocks_compile(page: Path) -> None:
+    for number, block in enumerate(blocks(page, "python"), 1):
+        compile(textwrap.dedent(block), f"{page.name}, block {number}", "exec")
+
+
+@pages
+def test_flags_exist(page: Path, known_flags: set[str]) -> None:
+    assert {"model", "lora_r", "learning_rate", "devices", "config"} <= known_flags
+    assert flags(page) <= known_flags
+
+
+@pages
+def test_files_and_links_exist(page: Path) -> None:
+    paths = [word for word in inline(page) if re.fullmatch(r"[\w.][\w./-]*", word) and word.split("/")[0] in FOLDERS]
+    missing = [path for path in paths if "/" in path and not (ROOT / path).exists()]
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", _FENCE.sub("", read(page)))
+    missing += [link for link in links if not (page.parent / link).exists()]
+    assert missing == []
+
+
+@pages
+def test_names_exist(page: Path) -> None:
+    for word in inline(page):
+        dotted = _DOTTED.match(word)
+        if dotted is not None:
+            load_object(dotted[0])
+
+
+def test_the_checks_find_what_they_look_for() -> None:
+    """Else a change of layout could turn them off unnoticed."""
+    assert {"lora_r", "train_on", "micro_batch_size"} <= flags(ROOT / "docs/sft.md")
+    assert {"devices", "num_nodes", "resume"} <= flags(ROOT / "docs/running.md")
+    assert "nproc_per_node" not in flags(ROOT / "docs/running.md")
+    assert len(blocks(ROOT / "docs/callbacks.md", "python")) > 8
