@@ -14,7 +14,7 @@ NOT_FLAGS = (
 )
 GROUPS = {
     "Model": ("model", "dtype", "attn_implementation", "revision", "chat_template", "trust_remote_code", "quantize"),
-    "Data": ("dataset", "dataset_name", "dataset_split", "val_dataset", "val_split", "task"),
+    "Data": ("dataset", "dataset_name", "dataset_split", "val_dataset", "val_dataset_split", "val_split", "task"),
     "LoRA": (
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save"),
         *("use_rslora", "use_dora", "adapter"),
@@ -39,6 +39,7 @@ def main(
     dataset_name: str | None = None,
     dataset_split: str = "train",
     val_dataset: str | None = None,
+    val_dataset_split: str = "train",
     val_split: float | None = None,
     task: Literal["sorting"] | None = None,
     lora_r: int | None = None,
@@ -82,6 +83,7 @@ def main(
         dataset_name: configuration of a hub data set.
         dataset_split: split of a hub data set or folder.
         val_dataset: held-out rows, from the same kinds of sources.
+        val_dataset_split: split of them, such as validation or test.
         val_split: hold out this share of the rows (or this number, from 1 on).
         task: built-in data with a verifiable answer; its accuracy is told before and after. Default without --dataset.
         lora_r: rank of a LoRA adapter; without it all weights are trained.
@@ -116,6 +118,7 @@ def main(
     if builtin is not None and model is None:
         settings = builtin.sft_settings | settings
     SFTTrainer.check(**settings)
+    launch.check_validation(flags)
     lora = launch.pick_lora(flags)
     resume, seed = settings.get("resume"), settings.get("seed", 0)
     folder = launch.pick_folder("sft", output_dir, resume=resume, overwrite=settings.get("overwrite", False))
@@ -159,7 +162,7 @@ def main(
 
     interrupt = next(c for c in watchers if isinstance(c, SafeInterrupt))
     if interrupt.exit_code is not None:
-        report.say(f"Stopped; continue with: {sys.argv[0]} --config={folder}/config.yaml --resume=auto")
+        report.say(f"Stopped; continue with: python run_sft.py --config={folder}/config.yaml --resume=auto")
         sys.exit(interrupt.exit_code)
     if builtin is not None:
         report.say_accuracy("after", policy, tokenizer, builtin)

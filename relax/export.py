@@ -146,7 +146,7 @@ def model_card(
         f"{'A LoRA adapter' if adapter else 'A model'} trained by `{trainer}` of ReLax.",
         f"## How to load it\n\n```python\n{_loading_example(base, adapter)}\n```",
         f"## Figures\n\n{_table({name: f'{value:.6g}' for name, value in figures.items()})}",
-        f"## Settings\n\n{_table(settings)}",
+        f"## Settings\n\n{_table(_publishable(settings))}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -160,6 +160,13 @@ def _loading_example(base: str | None, adapter: bool) -> str:
         lines.append(f'base = AutoModelForCausalLM.from_pretrained("{base or "path/to/the/base/model"}")')
         lines.append("model = PeftModel.from_pretrained(base, folder)")
     return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(folder)"])
+
+
+def _publishable(settings: Mapping[str, object]) -> dict[str, object]:
+    """What was set, without where it lay on this machine: paths keep their last part."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    paths = {name for name, value in given.items() if isinstance(value, str) and Path(value).expanduser().exists()}
+    return {name: Path(str(value)).name if name in paths else value for name, value in given.items()}
 
 
 def _table(rows: Mapping[str, object]) -> str:

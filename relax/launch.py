@@ -41,6 +41,23 @@ def pick_task(task: str | None, *, model: str | None, dataset: str | None) -> Ta
     return None if dataset is not None else TASKS[task or next(iter(TASKS))]
 
 
+def check_validation(flags: Mapping[str, Any]) -> None:
+    """Refuse flags on validation data that exclude or lack one another.
+
+    Raises:
+        UserError: held-out rows from two places, from the training rows, or a monitored figure without any.
+    """
+    checks.not_both(val_dataset=flags["val_dataset"], val_split=flags["val_split"])
+    held_out, trained = ((flags[k], flags[f"{k}_split"]) for k in ("val_dataset", "dataset"))
+    if flags["val_dataset"] is not None and held_out == trained:
+        raise UserError(
+            f"--val_dataset={flags['val_dataset']} is the training data; name another split with "
+            "--val_dataset_split, or hold rows out with --val_split"
+        )
+    if flags["monitor"] is not None and flags["val_dataset"] is None and flags["val_split"] is None:
+        raise UserError(f"--monitor={flags['monitor']} needs validation data: add --val_dataset or --val_split")
+
+
 def pick_folder(kind: str, output_dir: str | None, *, resume: str | None, overwrite: bool) -> Path:
     """The run's folder, which ``Trainer.train`` will claim.
 
@@ -50,6 +67,8 @@ def pick_folder(kind: str, output_dir: str | None, *, resume: str | None, overwr
     if output_dir is None and resume == "auto":
         raise UserError("--resume=auto needs the run's folder; add --output_dir=FOLDER")
     folder = Path(output_dir) if output_dir is not None else run_folder.fresh(kind)
+    if resume is not None and resume != "auto":
+        run_folder.resume_point(folder, resume)
     run_folder.check(folder, resume=resume is not None or not run_folder.is_main_process(), overwrite=overwrite)
     return folder
 
@@ -61,9 +80,14 @@ def pick_lora(flags: Mapping[str, Any]) -> LoRASettings | None:
         UserError: a value out of range, or a flag that would have no effect.
     """
     options = {option: flags[flag] for option, flag in LORA_FLAGS.items()}
-    settings = lora_settings(flags["lora_r"], **options)
     checks.not_both(lora_r=flags["lora_r"], adapter=flags["adapter"])
-    if flags["quantize"] and settings is None and flags["adapter"] is None:
+    if flags["adapter"] is not None:
+        given = [f"--{LORA_FLAGS[option]}" for option, value in options.items() if value]
+        if given:
+            raise UserError(f"{', '.join(given)}: no effect with --adapter, which brings its own; drop the flag")
+        return None
+    settings = lora_settings(flags["lora_r"], **options)
+    if flags["quantize"] and settings is None:
         raise UserError(f"--quantize={flags['quantize']} freezes the weights; add --lora_r=16 to train an adapter")
     return settings
 
@@ -104,20 +128,19 @@ def load_data(flags: Mapping[str, Any], task: Task | None, seed: int) -> tuple[R
     """Training rows and held-out rows (or None).
 
     Args:
-        flags: dataset, dataset_name, dataset_split, val_dataset, val_split.
+        flags: dataset, dataset_name, dataset_split, val_dataset, val_dataset_split, val_split.
         task: whose rows are used when ``flags`` names none.
         seed: of the split.
 
     Raises:
         UserError: something cannot be found, read or split.
     """
-    checks.not_both(val_dataset=flags["val_dataset"], val_split=flags["val_split"])
     if task is not None:
         rows: Rows = task.train_rows()
     else:
         rows = load_rows(flags["dataset"], flags["dataset_split"], name=flags["dataset_name"])
     if flags["val_dataset"] is not None:
-        return rows, load_rows(flags["val_dataset"])
+        return rows, load_rows(flags["val_dataset"], flags["val_dataset_split"])
     if flags["val_split"] is not None:
         share = flags["val_split"]
         return split_rows(rows, share if share < 1 else int(share), seed)

@@ -22,11 +22,24 @@ def build_lightning_trainer(**arguments: Any) -> "L.Trainer":
         UserError: Lightning refuses a setting (devices that do not exist, a precision, a strategy).
     """
     import lightning as L
+
+    with lightning_refusals(TypeError, ValueError):
+        return L.Trainer(**arguments)
+
+
+@contextmanager
+def lightning_refusals(*others: type[Exception]) -> Iterator[None]:
+    """Lightning's word for a user's mistake becomes ours.
+
+    Raises:
+        UserError: for Lightning's ``MisconfigurationException``, and for ``others``.
+    """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    refusals: tuple[type[Exception], ...] = (MisconfigurationException, *others)
     try:
-        return L.Trainer(**arguments)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+        yield
+    except refusals as error:
         raise UserError(f"Lightning refuses a setting: {' '.join(str(error).split())}") from error
 
 

@@ -4,6 +4,7 @@ Warnings that tell of a mistake stay.
 """
 
 import logging
+import os
 import warnings
 
 _NOISE = (
@@ -19,6 +20,12 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it sets its loggers up anew when it is imported
+    warnings.formatwarning = _one_line
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"

@@ -1,5 +1,6 @@
 """What a run tells the person who started it, on rank 0: what is trained on what, and where the results lie."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def describe_results(folder: Path, logger: str) -> list[str]:
     if run_folder.export_folder(folder).exists():
         lines += ["  model/          for transformers, vLLM and others"]
     if logger == "mlflow":
-        lines += [f"Plots: mlflow ui --backend-store-uri sqlite:///{folder.parent / 'mlflow.db'}"]
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        store = f"mlflow ui --backend-store-uri sqlite:///{folder.parent / 'mlflow.db'}"
+        lines += [f"Plots: {server or store}"]
     return lines
 
 

@@ -69,9 +69,10 @@ def check(folder: Path, *, resume: bool, overwrite: bool) -> None:
         UserError: it holds another run or foreign files, or is a file.
     """
     held = (folder / MARKER).exists()
+    started = held and ((folder / "metrics.jsonl").exists() or any(checkpoint_folder(folder).glob("*")))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir must be a folder, got the file {folder}")
-    if held and not resume and not overwrite:
+    if started and not resume and not overwrite:  # one that failed before its first step holds nothing
         raise UserError(
             f"{folder} already holds a run; continue it with --resume=auto, replace it with --overwrite, "
             "or choose another --output_dir"

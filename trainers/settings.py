@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,13 @@ from relax.optimizers import OPTIMIZERS, SCHEDULES
 POSITIVE = ("learning_rate", "batch_size", "micro_batch_size", "val_every_n_steps", "decay_ratio")
 NOT_NEGATIVE = ("weight_decay", "warmup_steps", "data_workers")
 SHARES = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
+# What cuts an optimizer step or a validation apart, whose denominators are those of the whole.
+UNFIT = {
+    "fast_dev_run": "cuts an optimizer step apart; use --max_steps=1",
+    "overfit_batches": "repeats parts of an optimizer step; train on fewer rows instead",
+    "limit_val_batches": "cuts the validation apart; use fewer rows, for example with --val_split",
+    "reload_dataloaders_every_n_epochs": "has no use: the order of the data is a function of the epoch",
+}
 
 
 def check_own(given: Mapping[str, Any]) -> None:
@@ -35,8 +43,12 @@ def check_own(given: Mapping[str, Any]) -> None:
     checks.not_both(resume=given["resume"], overwrite=given["overwrite"])
     if isinstance(given["optimizer"], str):
         checks.one_of(OPTIMIZERS, optimizer=given["optimizer"])
-    if given["schedule"] == "constant" and given["min_lr_ratio"]:
-        warnings.warn("--min_lr_ratio has no effect with --schedule=constant", stacklevel=5)
+    for name, effective in (
+        ("min_lr_ratio", given["schedule"] != "constant"),
+        ("decay_ratio", given["schedule"] == "wsd"),
+    ):
+        if given[name] and not effective:
+            warnings.warn(f"--{name} has no effect with --schedule={given['schedule']}", stacklevel=5)
 
 
 def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -49,7 +61,38 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
     for name in lightning:
         if name not in known:
             raise UserError(f"unknown argument {name}{checks.nearest(name, [*known, *own])}")
+        if name in UNFIT and not _is_idle(lightning[name]):
+            raise UserError(f"--{name}={lightning[name]} {UNFIT[name]}")
     with quiet_lightning():
-        trainer = build_lightning_trainer(**lightning, logger=False, enable_checkpointing=False)
-    devices, accumulate = trainer.num_nodes * trainer.num_devices, lightning.get("accumulate_grad_batches")
-    Layout.of(own["batch_size"], devices, own["micro_batch_size"], accumulate)
+        trainer = build_lightning_trainer(**with_an_end(lightning), logger=False, enable_checkpointing=False)
+    devices = trainer.num_nodes * trainer.num_devices
+    layout = Layout.of(own["batch_size"], devices, own["micro_batch_size"], lightning.get("accumulate_grad_batches"))
+    started = int(os.environ.get("WORLD_SIZE", devices))
+    if started != devices:
+        raise UserError(
+            f"{started} processes were started (WORLD_SIZE) for {devices} devices; give --devices=PROCESSES_PER_NODE "
+            "and --num_nodes"
+        )
+    limit = lightning.get("limit_train_batches")
+    if isinstance(limit, int) and limit % layout.accumulate:
+        raise UserError(
+            f"--limit_train_batches must end with an optimizer step, got {limit} micro-batches of {layout.accumulate} "
+            "a step; --max_steps counts steps"
+        )
+    endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
+    if endless and (own["schedule"] != "constant" or own["warmup_ratio"] is not None):
+        raise UserError(
+            f"--schedule={own['schedule']} and --warmup_ratio need an end that is known: give --max_steps or "
+            "--max_epochs, or --schedule=constant"
+        )
+
+
+def with_an_end(lightning: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch, where nothing says when to stop."""
+    ends = {"max_steps", "max_epochs", "max_time"} & {name for name, value in lightning.items() if value is not None}
+    return dict(lightning) if ends else {**lightning, "max_epochs": 1}
+
+
+def _is_idle(value: object) -> bool:
+    """Whether a limit of Lightning's limits nothing: none, zero, off, or a share of 1.0 (a count of 1 does)."""
+    return value is None or value is False or value == 0 or (isinstance(value, float) and value == 1.0)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: cross-entropy on the tokens the loss mask names."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
@@ -11,12 +11,11 @@ from relax import causal_lm, checks
 from relax.data.batches import Batch
 from relax.data.chat import TrainOn
 from relax.data.encoding import tokenize_rows
+from relax.data.sources import Rows
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.losses import token_logprobs, weighted_logprob_sum
 from trainers.trainer import Trainer
-
-Rows = TokenizedDataset | Sequence[Mapping[str, Any]]
 
 
 class SFTTrainer(Trainer):
@@ -30,6 +29,8 @@ class SFTTrainer(Trainer):
         max_length: tokens of a row; longer rows are cut at the end and counted. None leaves them whole.
         train_on: completion trains completions (of ``messages``: all assistant turns), last only the last assistant
             turn, all every token.
+        max_dropped_share: rows that are left without a trained token are dropped and counted; more of them than this
+            share stop the run.
         config: further settings to record.
 
     Raises:
@@ -41,21 +42,25 @@ class SFTTrainer(Trainer):
         model: nn.Module,
         tokenizer: Any,
         *,
-        train_dataset: Rows,
-        val_dataset: Rows | None = None,
+        train_dataset: Rows | TokenizedDataset,
+        val_dataset: Rows | TokenizedDataset | None = None,
         max_length: int | None = 1024,
         train_on: TrainOn = "completion",
+        max_dropped_share: float = 0.05,
         config: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self.check(
-            max_length=max_length, train_on=train_on, **settings
-        )  # before the rows are tokenized, which may take long
+        chosen: dict[str, Any] = {
+            "max_length": max_length,
+            "train_on": train_on,
+            "max_dropped_share": max_dropped_share,
+        }
+        self.check(**chosen, **settings)  # before the rows are tokenized, which may take long
 
-        def tokenized(rows: Rows, where: str) -> TokenizedDataset:
+        def tokenized(rows: Rows | TokenizedDataset, where: str) -> TokenizedDataset:
             if isinstance(rows, TokenizedDataset):
                 return rows
-            return tokenize_rows(rows, tokenizer, max_length=max_length, train_on=train_on, where=where)
+            return tokenize_rows(rows, tokenizer, where=where, **chosen)
 
         held_out = None if val_dataset is None else tokenized(val_dataset, "validation data")
         super().__init__(
@@ -63,7 +68,7 @@ class SFTTrainer(Trainer):
             tokenizer,
             train_dataset=tokenized(train_dataset, "training data"),
             val_dataset=held_out,
-            config={"max_length": max_length, "train_on": train_on} | dict(config or {}),
+            config=chosen | dict(config or {}),
             **settings,
         )
 
@@ -73,11 +78,13 @@ class SFTTrainer(Trainer):
         *,
         max_length: int | None = None,
         train_on: TrainOn = "completion",
+        max_dropped_share: float = 0.05,
         **settings: Any,
     ) -> None:
         """As ``Trainer.check``."""
         checks.between(2, math.inf, max_length=max_length)
         checks.one_of(get_args(TrainOn), train_on=train_on)
+        checks.between(0, 1, max_dropped_share=max_dropped_share)
         super().check(**settings)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

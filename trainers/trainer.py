@@ -27,7 +27,7 @@ from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.export import check_export, export_model, model_card
 from relax.figures import Figures
-from relax.lightning_loop import build_lightning_trainer, micro_batches_done
+from relax.lightning_loop import build_lightning_trainer, lightning_refusals, micro_batches_done
 from relax.lora import enable_gradient_checkpointing
 from relax.models import pad_id
 from relax.optimizers import (
@@ -37,8 +37,15 @@ from relax.optimizers import (
     parameter_groups,
     total_norm,
 )
+from relax.report import say
 from relax.seeding import seed_generators
-from trainers.settings import check_lightning, check_own
+from trainers.settings import check_lightning, check_own, with_an_end
+
+# A run can only be continued with these as they were: they shape the order of the data or the optimizer's state.
+BOUND = (
+    *("group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
+    *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
+)
 
 
 class Trainer(L.LightningModule, ABC):
@@ -59,7 +66,7 @@ class Trainer(L.LightningModule, ABC):
         warmup_steps: optimizer steps of linear warm-up; not together with warmup_ratio.
         warmup_ratio: the same as a share of all optimizer steps.
         min_lr_ratio: where the schedule ends, as a share of learning_rate.
-        decay_ratio: share of the run in which schedule=wsd decays.
+        decay_ratio: share of the run in which schedule=wsd decays; default 0.3.
         batch_size: sequences in one optimizer step, over all devices.
         micro_batch_size: sequences one device computes at a time; default: its whole share of batch_size.
         layout: packed lays sequences end to end without padding, padded fills up to the longest, auto packs where the
@@ -101,7 +108,7 @@ class Trainer(L.LightningModule, ABC):
         warmup_steps: int | None = None,
         warmup_ratio: float | None = None,
         min_lr_ratio: float = 0.0,
-        decay_ratio: float = 0.3,
+        decay_ratio: float | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         layout: Literal["auto", "packed", "padded"] = "auto",
@@ -140,9 +147,9 @@ class Trainer(L.LightningModule, ABC):
         self._warn_without_effect()
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
-        own |= {"optimizer": optimizer if isinstance(optimizer, str) else repr(optimizer), "betas": list(betas)}
+        own |= {"optimizer": optimizer if isinstance(optimizer, str) else "a callable", "betas": list(betas)}
         own |= {"gradient_checkpointing": gradient_checkpointing}
-        own |= {name: value for name, value in lightning.items() if isinstance(value, bool | int | float | str)}
+        own |= {name: value for name, value in lightning.items() if _is_plain(value)}
         self.save_hyperparameters(own | dict(config or {}))
 
     @classmethod
@@ -182,8 +189,11 @@ class Trainer(L.LightningModule, ABC):
         if self.output_dir is not None and run_folder.is_main_process():
             kind, resumed = type(self).__name__, self.resume is not None
             run_folder.claim(self.output_dir, kind=kind, resume=resumed, overwrite=self.overwrite)
-            dump_config(self.output_dir / "config.yaml", dict(self.hparams))
-        self.lightning_trainer().fit(self, ckpt_path=checkpoint, weights_only=True)
+        if self.resume is not None:
+            say(f"Continuing from {checkpoint}" if checkpoint else "No checkpoint yet: starting at the beginning")
+        trainer = self.lightning_trainer()
+        with lightning_refusals():
+            trainer.fit(self, ckpt_path=checkpoint, weights_only=True)
         return self
 
     def unfreeze(self) -> Self:
@@ -205,9 +215,7 @@ class Trainer(L.LightningModule, ABC):
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
             "default_root_dir": self.output_dir,
-        } | self._lightning
-        if not {"max_steps", "max_epochs", "max_time"} & set(self._lightning):
-            arguments["max_epochs"] = 1
+        } | with_an_end(self._lightning)
         if self.val_data is None:
             arguments["limit_val_batches"] = 0
         trainer = build_lightning_trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
@@ -227,6 +235,13 @@ class Trainer(L.LightningModule, ABC):
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
         if self.output_dir is not None:
             check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
+        half = any(parameter.element_size() < 4 for parameter in self._trained().values())
+        if half or self.trainer.precision in ("bf16-true", "16-true"):
+            warnings.warn(
+                "the trained weights are in half precision, where small updates are lost to rounding; use "
+                "--dtype=float32 with --precision=bf16-mixed",
+                stacklevel=2,
+            )
         causal_lm.check_head(self.model)
         packs = self.layout != "padded" and causal_lm.isolate_documents(self.model)
         if self.layout == "packed" and not packs:
@@ -255,6 +270,7 @@ class Trainer(L.LightningModule, ABC):
                 "batch_size": self.batch_size,
                 "micro_batch_size": self._layout.micro_batch_size,
                 "number of devices": self._layout.world_size,
+                **{name: self.hparams[name] for name in BOUND},
             },
             workers=self.data_workers,
             pin_memory=self.device.type == "cuda",
@@ -262,9 +278,12 @@ class Trainer(L.LightningModule, ABC):
         return self._loader
 
     def on_train_start(self) -> None:
-        """Lightning's hook: a place in other data is none in this."""
+        """Lightning's hook: the run is about to begin, or to go on, and nothing is in its way."""
         if self._bookmark is not None:
             self._loader.check(self._bookmark)
+        if self.output_dir is not None and run_folder.is_main_process():
+            dump_config(self.output_dir / "config.yaml", dict(self.hparams))
+        self._warn_of_a_validation_that_never_comes()
 
     def _epoch_batches(self, epoch: int) -> EpochBatches:
         steps = epoch_steps(self.train_data.lengths, self.batch_size, self.seed, epoch, self.group_by_length)
@@ -319,23 +338,27 @@ class Trainer(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Lightning's hook: schedules count optimizer steps."""
-        # A fused optimizer unscales fp16 gradients inside its step, after they should have been clipped.
-        clips_fp16 = self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None
         optimizer = build_optimizer(
             self.optimizer,
             parameter_groups(self.model, self.weight_decay),
             learning_rate=self.learning_rate,
             betas=self.betas,
-            fused=not clips_fp16,
+            # A fused optimizer unscales fp16 gradients inside its step, after they are clipped, measured and logged.
+            fused=self.trainer.precision != "16-mixed",
         )
         total = self.trainer.estimated_stepping_batches
+        warmup_steps = self.warmup_steps or (round(self.warmup_ratio * total) if self.warmup_ratio else 0)
+        if warmup_steps >= total:
+            warnings.warn(
+                f"the warm-up of {warmup_steps} steps is not over when the run ends, at {total}", stacklevel=2
+            )
         scheduler = build_schedule(
             optimizer,
             self.schedule,
             total_steps=total,
-            warmup_steps=self.warmup_steps or round((self.warmup_ratio or 0.0) * total),
+            warmup_steps=warmup_steps,
             min_ratio=self.min_lr_ratio,
-            decay_ratio=self.decay_ratio,
+            decay_ratio=self.decay_ratio or 0.3,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -402,9 +425,28 @@ class Trainer(L.LightningModule, ABC):
                 stacklevel=4,
             )
 
+    def _warn_of_a_validation_that_never_comes(self) -> None:
+        steps = self.trainer.estimated_stepping_batches
+        first = self.val_every_n_steps or len(self._loader) // self._layout.accumulate
+        if self.val_data is not None and first > steps:
+            warnings.warn(
+                f"the validation data are never used: the run ends at step {steps}, before the first validation at "
+                f"step {first}; lower --val_every_n_steps",
+                stacklevel=2,
+            )
+
     def _own_settings(self) -> dict[str, Any]:
         """The plain settings by name: for the checks, and for what a checkpoint and a logger keep."""
         names = set(inspect.signature(Trainer).parameters) & self.__dict__.keys()
         return {
             name: self.__dict__[name] for name in sorted(names - {"tokenizer", "output_dir", "resume", "overwrite"})
         }
+
+
+def _is_plain(value: object) -> bool:
+    """What YAML, a checkpoint read safely, and a logger's table can hold."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

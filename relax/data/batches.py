@@ -212,6 +212,7 @@ class EpochBatches(torch.utils.data.Dataset[Batch]):
         batch = self.collate([self.data[i] for i in mine], [int(self.data.source_rows[i]) + 1 for i in mine])
         return replace(
             batch,
+            num_tokens=0 if filler else batch.num_tokens,
             weights=torch.zeros_like(batch.weights) if filler else batch.weights,
             step_targets=float(self.data.num_targets[samples].sum()),
             step_micro_batches=self.layout.micro_batches,

@@ -194,3 +194,34 @@ def test_config_is_written_and_holds_every_setting(
     assert config["schedule"] == "linear"
     assert config["max_length"] == 1024
     assert "HOME" not in os.environ or os.environ["HOME"] not in str(config)
+
+
+CHANGES = [
+    {"learning_rate": 1e-3},
+    {"optimizer": "sgd"},
+    {"group_by_length": True},
+    {"seed": 1},
+    {"schedule": "cosine"},
+    {"betas": (0.9, 0.95)},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[next(iter(change)) for change in CHANGES])
+def test_what_a_resumed_run_could_not_honour_is_refused_and_leaves_the_configuration_alone(
+    change: dict, tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    run(tmp_path / "run", make_llama(), tokenizer, unequal_rows(8), max_steps=3)
+    before = (tmp_path / "run/config.yaml").read_text()
+    with pytest.raises(ValueError, match=f"can only be resumed with the same {next(iter(change))}"):
+        run(tmp_path / "run", make_llama(), tokenizer, unequal_rows(8), max_steps=5, resume="auto", **change)
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_hold_its_folder(
+    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    model = make_llama().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        run(tmp_path / "run", model, tokenizer, unequal_rows(8))
+    run(tmp_path / "run", make_llama(), tokenizer, unequal_rows(8))
+    assert (tmp_path / "run/model/model.safetensors").exists()

@@ -61,6 +61,9 @@ def test_own_data_full_fine_tuning_and_the_exported_folder(here: Path) -> None:
     trained = AutoModelForCausalLM.from_pretrained("run/model")
     assert not torch.equal(logits(trained), logits(AutoModelForCausalLM.from_pretrained("base")))
     assert AutoTokenizer.from_pretrained("run/model").eos_token == "<eos>"
+    card = Path("run/model/README.md").read_text()
+    assert str(here) not in card
+    assert "| val/token_accuracy |" in card
 
 
 def test_lora_adapter_merge_and_continued_adapter(here: Path) -> None:
@@ -92,6 +95,7 @@ def test_the_written_configuration_gives_the_same_run(here: Path) -> None:
         "--lora_r=2",
         "--lora_target_modules=q_proj,v_proj",
         "--learning-rate=3e-3",
+        "--max_time={minutes: 5}",
         "--betas=0.9,0.95",
         "--output_dir=a",
         *SMALL,
@@ -180,6 +184,10 @@ MISTAKES = [
     (["--model=base", "--dataset=rows.jsonl", "--adapter=base"], "no adapter_config.json"),
     (["--model=base", "--dataset=rows.jsonl", "--monitor=val/los", "--val_split=0.1"], "val/los"),
     (["--config=missing.yaml"], "missing.yaml"),
+    (["--model=base", "--dataset=rows.jsonl", "--monitor=val/loss"], "--monitor=val/loss needs validation data"),
+    (["--model=base", "--dataset=rows.jsonl", "--val_dataset=rows.jsonl"], "is the training data; name another split"),
+    (["--model=base", "--dataset=rows.jsonl", "--adapter=x", "--lora_dropout=0.1"], "no effect with --adapter"),
+    (["--model=base", "--dataset=rows.jsonl", "--adapter=x", "--lora_r=4"], "only one of --lora_r=4 and --adapter=x"),
     (["--model=no_eos", "--dataset=rows.jsonl"], "no end-of-sequence token"),
 ]
 

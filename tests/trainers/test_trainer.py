@@ -240,3 +240,67 @@ def test_hyper_parameters_are_plain_values(make_trainer: Callable) -> None:
     assert hparams["max_epochs"] == 2
     assert hparams["mine"] == 1
     assert "tokenizer" not in hparams
+
+
+UNFIT = [
+    ({"limit_val_batches": 2}, "--limit_val_batches=2 cuts the validation apart"),
+    ({"fast_dev_run": True}, "--fast_dev_run=True cuts an optimizer step apart; use --max_steps=1"),
+    ({"overfit_batches": 0.1}, "--overfit_batches=0.1 repeats parts"),
+    ({"limit_train_batches": 3, "micro_batch_size": 4}, "--limit_train_batches must end with an optimizer step, got 3"),
+    ({"max_time": {"minutes": 1}}, "--schedule=cosine and --warmup_ratio need an end that is known"),
+    ({"max_epochs": -1}, "--schedule=cosine and --warmup_ratio need an end that is known"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), UNFIT, ids=[str(s) for s, _ in UNFIT])
+def test_what_would_give_wrong_figures_is_refused(settings: dict, message: str, make_trainer: Callable) -> None:
+    with pytest.raises(UserError, match=message):
+        make_trainer(**settings)
+
+
+def test_max_time_alone_ends_a_run_with_a_constant_rate(make_trainer: Callable) -> None:
+    trainer = make_trainer(max_time={"seconds": 1}, schedule="constant").train()
+    assert trainer.trainer.global_step > 3
+
+
+def test_limit_train_batches_at_whole_steps_trains_so_many(make_trainer: Callable) -> None:
+    assert make_trainer(limit_train_batches=4, micro_batch_size=4).train().trainer.global_step == 2
+
+
+def test_processes_that_disagree_with_the_devices_are_refused(
+    make_trainer: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun without --devices would start two whole jobs in one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"2 processes were started \(WORLD_SIZE\) for 1 devices; give --devices"):
+        make_trainer()
+
+
+def test_validation_that_never_comes_is_told(make_trainer: Callable, unequal_rows: Callable) -> None:
+    with pytest.warns(UserWarning, match="never used: the run ends at step 2, before the first validation at step 3"):
+        make_trainer(val_dataset=unequal_rows(4), max_steps=2).train()
+
+
+def test_trained_weights_in_half_precision_are_told(make_trainer: Callable) -> None:
+    with pytest.warns(UserWarning, match="small updates are lost to rounding"):
+        make_trainer(precision="bf16-true", max_steps=1).train()
+
+
+def test_a_mistake_that_lightning_finds_in_the_run_is_a_user_error(make_trainer: Callable) -> None:
+    with pytest.raises(UserError, match="Lightning refuses a setting: .*LearningRateMonitor.*logger"):
+        make_trainer(callbacks=[L.pytorch.callbacks.LearningRateMonitor()]).train()
+
+
+def test_bf16_mixed_trains_fp32_weights(make_trainer: Callable) -> None:
+    trainer = make_trainer(precision="bf16-mixed", learning_rate=1e-2, max_epochs=4, micro_batch_size=4)
+    losses = []
+
+    class Losses(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            if "train/loss" in trainer.callback_metrics:
+                losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    trainer._callbacks.append(Losses())
+    trainer.train()
+    assert trainer.model.lm_head.weight.dtype == torch.float32
+    assert losses[-1] < losses[0]
