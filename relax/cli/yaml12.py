@@ -104,7 +104,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    misread = looks_structured(text) or plain_value(text) is not text
+    misread = looks_structured(text) or plain_value(text) is not text or not text.isprintable()
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if misread else None)
 
 

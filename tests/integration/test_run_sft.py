@@ -112,8 +112,8 @@ def test_the_written_configuration_gives_the_same_run(here: Path) -> None:
 
 
 def test_own_callbacks_by_dotted_path_with_arguments(here: Path) -> None:
-    Path("experiments").mkdir()
-    Path("experiments/noise.py").write_text(
+    Path("studies").mkdir()
+    Path("studies/noise.py").write_text(
         "import lightning as L\n"
         "class NoiseScale(L.Callback):\n"
         "    def __init__(self, path='noise.txt'):\n"
@@ -122,11 +122,11 @@ def test_own_callbacks_by_dotted_path_with_arguments(here: Path) -> None:
         "        open(self.path, 'w').write(str(trainer.global_step))\n"
     )
     flags = ["--model=base", "--dataset=rows.jsonl", *SMALL]
-    code, _, err = start(*flags, "--output_dir=a", "--callbacks=experiments.noise.NoiseScale")
+    code, _, err = start(*flags, "--output_dir=a", "--callbacks=studies.noise.NoiseScale")
     assert code == 0, err
     assert Path("noise.txt").read_text() == "5"
     Path("c.yaml").write_text(
-        "callbacks:\n- class_path: experiments.noise.NoiseScale\n  init_args: {path: other.txt}\n"
+        "callbacks:\n- class_path: studies.noise.NoiseScale\n  init_args: {path: other.txt}\n"
         "- lightning.pytorch.callbacks.RichProgressBar\n"
     )
     code, _, err = start(*flags[:-1], "--output_dir=b", "--config=c.yaml")
@@ -297,7 +297,7 @@ def test_mlflow_keeps_settings_figures_and_the_model_and_a_resumed_run_is_the_sa
     code, _, err = start(*flags, "--resume=auto")
     assert code == 0, err
     client = MlflowClient("sqlite:///runs/mlflow.db")
-    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    [run] = client.search_runs([e.experiment_id for e in client.search_studies()])
     assert run.info.status == "FINISHED"
     assert run.data.params["batch_size"] == "20"
     history = client.get_metric_history(run.info.run_id, "train/loss")
