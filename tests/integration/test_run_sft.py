@@ -297,7 +297,7 @@ def test_mlflow_keeps_settings_figures_and_the_model_and_a_resumed_run_is_the_sa
     code, _, err = start(*flags, "--resume=auto")
     assert code == 0, err
     client = MlflowClient("sqlite:///runs/mlflow.db")
-    [run] = client.search_runs([e.experiment_id for e in client.search_studies()])
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"
     assert run.data.params["batch_size"] == "20"
     history = client.get_metric_history(run.info.run_id, "train/loss")
