@@ -35,6 +35,12 @@ class LanguageHead:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
+    @property
+    def linear(self) -> nn.Linear | None:
+        """The layer, where the head is that layer and nothing else."""
+        plain = self.scale == 1.0 and self.softcap is None
+        return self.projection if plain and type(self.projection) is nn.Linear else None
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights that the logits depend on."""
         return self.projection.parameters()

@@ -83,6 +83,12 @@ def logged_metrics(trainer: "L.Trainer") -> "dict[str, Tensor]":
     return trainer._results.metrics(on_step=trainer.training)["callback"]
 
 
+def step_will_be_logged(trainer: "L.Trainer") -> bool:
+    """In ``on_before_optimizer_step``: whether the coming step is one that Lightning logs."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (trainer.global_step + 1) % every == 0
+
+
 def validation_follows(trainer: "L.Trainer") -> bool:
     """In ``on_train_batch_end``: whether Lightning validates before the next micro-batch.
 

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -27,7 +28,12 @@ from relax.data.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.export import check_export, export_model, model_card
 from relax.figures import Figures
-from relax.lightning_loop import build_lightning_trainer, lightning_refusals, micro_batches_done
+from relax.lightning_loop import (
+    build_lightning_trainer,
+    lightning_refusals,
+    micro_batches_done,
+    step_will_be_logged,
+)
 from relax.lora import enable_gradient_checkpointing
 from relax.models import pad_id
 from relax.optimizers import (
@@ -141,6 +147,7 @@ class Trainer(L.LightningModule, ABC):
         self.resume, self.overwrite = resume, overwrite
         self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
         self._figures = Figures()
+        self._gradient_norm: Tensor | None = None
         self._bookmark: Bookmark | None = None
         own = self._own_settings()
         self.check(**own, **lightning, resume=resume, overwrite=overwrite)
@@ -311,10 +318,36 @@ class Trainer(L.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the figures of the whole optimizer step, over its micro-batches and all ranks."""
+        if not step_will_be_logged(self.trainer):
+            self._figures.clear()
+            return
         figures = self._figures.means(self.trainer.strategy)
-        figures["grad_norm"] = total_norm(self.model.parameters())
+        figures["grad_norm"] = self.gradient_norm()
         figures["learning_rate"] = torch.tensor(optimizer.param_groups[0]["lr"])
         self.log_dict({f"train/{name}": value for name, value in figures.items()})
+
+    def gradient_norm(self) -> Tensor:
+        """The 2-norm of all gradients of the optimizer step at hand: computed once for all who ask before it."""
+        if self._gradient_norm is None:
+            self._gradient_norm = total_norm(self.model.parameters())
+        return self._gradient_norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's hook, called before every optimizer step: clip by the norm that is known already."""
+        # Sharded gradients and those that a scaler may not have unscaled are Lightning's to clip.
+        plain = isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        plain = plain and self.trainer.precision != "16-mixed"
+        if plain and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm())
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self._gradient_norm = None
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation's figures anew (training's are complete: validation runs between optimizer steps)."""

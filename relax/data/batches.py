@@ -55,9 +55,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on ``device``."""
-        documents = None if self.documents is None else self.documents.to(device, non_blocking)
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, documents=documents)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, for a data loader that feeds a GPU."""

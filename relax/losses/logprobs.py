@@ -1,7 +1,7 @@
 """Log-probs of given tokens from hidden states, in chunks: the full N x V logits never exist.
 
-One path for SFT, PPO, GRPO and the reference model. The head is any callable (bias, scaling, soft-capping, LoRA): its
-own derivative is autograd's, the derivative of the softmax is written out below, because that is where the memory goes.
+One path for SFT, PPO, GRPO and the reference model. The head and its derivative are ``relax.losses.heads``'; the
+derivative of the softmax is written out below, in place, because that is where memory and time go.
 
 Legend: N token positions, D hidden size, V vocabulary. z logits, p = softmax(z), y the target.
 
@@ -9,26 +9,24 @@ Legend: N token positions, D hidden size, V vocabulary. z logits, p = softmax(z)
     H = logsumexp(z) - sum(p z)         dH/dz = -p (z - logsumexp(z) + H)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = 2**24
-"""Logits that exist at one time (64 MiB in fp32): about 110 rows at a vocabulary of 151,936."""
+from relax.losses.heads import Head, chunked_head
 
+CHUNK_ROWS = 256
+CHUNK_ROWS_CUDA = 2048
+"""Rows whose logits exist at one time, and once more as their softmax.
 
-class Head(Protocol):
-    """Hidden states [n, D] to logits [n, V]."""
-
-    def __call__(self, hidden: Tensor, /) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights that the logits depend on."""
-        ...
+Each chunk adds to the gradient of the head's weights, a pass over V x D: with 256 rows a twelfth of the chunk's matrix
+products on a CPU. A GPU multiplies some ten times faster for the memory it has. 256 rows of a small vocabulary still
+lie in a cache.
+"""
 
 
 class TokenStatistics(NamedTuple):
@@ -39,7 +37,7 @@ class TokenStatistics(NamedTuple):
     entropy: Tensor
     """[N], nats, of the whole distribution."""
     correct: Tensor
-    """[N], bool: the target is the most likely token."""
+    """[N], bool: no token is more likely than the target."""
 
 
 def token_logprobs(
@@ -98,109 +96,106 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, options: _Options, targets: Tensor, weights: Tensor | None, hidden: Tensor, *parameters: nn.Parameter
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ctx.options, ctx.formed = options, weights is not None
-        wanted = [x for x, needed in zip((hidden, *parameters), ctx.needs_input_grad[3:], strict=True) if needed]
-        form = weights is not None and bool(wanted)
-        gradients = _Gradients(hidden, parameters, ctx.needs_input_grad[3:])
+        needed = ctx.needs_input_grad[3:]
+        form = weights is not None and any(needed)
+        head = chunked_head(options.head, hidden, parameters, needed if form else [False] * len(needed))
+        softmax = _Softmax(options)
         chunks: list[tuple[Tensor, ...]] = []
-        for rows in _chunks(hidden, options):
-            with torch.set_grad_enabled(form):
-                states = hidden[rows].detach().requires_grad_(form and ctx.needs_input_grad[3])
-                logits = options.head(states)
-            z = _scaled(logits.detach(), options.temperature)
-            statistics = _function(_statistics, options.compiled)(z, targets[rows])
+        for rows in _chunks(hidden):
+            p, _, *statistics = softmax(head.logits(rows), targets[rows])
+            chunks.append(tuple(statistics))
             if form:
                 assert weights is not None
-                slope = _function(_logprob_slope, options.compiled)(
-                    z, targets[rows], statistics[0], weights[rows] / options.temperature
-                )
-                gradients.add(rows, states, logits, slope)
-            chunks.append(statistics[1:])
+                head.add(rows, _logprob_slope_(p, targets[rows], weights[rows] / options.temperature))
         logprobs, entropy, correct = (
             (torch.cat(parts) for parts in zip(*chunks, strict=True)) if chunks else _nothing(hidden)
         )
         total = (weights * logprobs).sum() if weights is not None else logprobs.new_zeros(())
         ctx.mark_non_differentiable(correct)
-        saved = gradients.tensors() if form else [targets, hidden, *parameters]
-        ctx.save_for_backward(*saved)
+        ctx.options, ctx.autocast = options, _autocast(hidden.device.type)
+        # Not as saved tensors: these are handed out as they are, and autograd would copy what it still holds.
+        ctx.gradients = head.gradients() if form else None
+        if not form:
+            ctx.save_for_backward(targets, hidden, *parameters)
         return total, logprobs, entropy, correct
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         total_slope, logprob_slope, entropy_slope, _ = slopes
-        if ctx.formed:
-            formed = iter(ctx.saved_tensors)
-            return (None, None, None, *(next(formed) * total_slope if n else None for n in ctx.needs_input_grad[3:]))
-        targets, hidden, *parameters = ctx.saved_tensors
-        options: _Options = ctx.options
-        gradients = _Gradients(hidden, parameters, ctx.needs_input_grad[3:])
-        for rows in _chunks(hidden, options):
-            with torch.enable_grad():
-                states = hidden[rows].detach().requires_grad_(ctx.needs_input_grad[3])
-                logits = options.head(states)
-            z = _scaled(logits.detach(), options.temperature)
-            log_z, _, entropy, _ = _function(_statistics, options.compiled)(z, targets[rows])
-            slope = _function(_logprob_slope, options.compiled)(z, targets[rows], log_z, logprob_slope[rows])
-            slope += _entropy_slope(z, log_z, entropy, entropy_slope[rows])
-            gradients.add(rows, states, logits, slope / options.temperature)
-        formed = iter(gradients.tensors())
+        if ctx.gradients is None:
+            with torch.autocast(**ctx.autocast):  # that of the forward pass, over by now
+                gradients = _recomputed(ctx, logprob_slope, entropy_slope)
+        else:
+            gradients, ctx.gradients = [x.mul_(total_slope) for x in ctx.gradients], []
+        formed = iter(gradients)
         return (None, None, None, *(next(formed) if needed else None for needed in ctx.needs_input_grad[3:]))
 
 
-class _Gradients:
-    """Gradients of the hidden states and of the head's weights, summed over chunks."""
-
-    def __init__(self, hidden: Tensor, parameters: Sequence[nn.Parameter], needed: Sequence[bool]) -> None:
-        self.hidden = torch.zeros_like(hidden) if needed[0] else None
-        self.parameters = [p for p, n in zip(parameters, needed[1:], strict=True) if n]
-        self.sums: list[Tensor] = []
-
-    def add(self, rows: slice, states: Tensor, logits: Tensor, slope: Tensor) -> None:
-        inputs = [states, *self.parameters] if self.hidden is not None else self.parameters
-        found = list(torch.autograd.grad(logits, inputs, slope.to(logits.dtype)))
-        if self.hidden is not None:
-            self.hidden[rows] = found.pop(0)
-        self.sums = [total.add_(new) for total, new in zip(self.sums, found, strict=True)] if self.sums else found
-
-    def tensors(self) -> list[Tensor]:
-        sums = self.sums or [torch.zeros_like(p) for p in self.parameters]
-        return sums if self.hidden is None else [self.hidden, *sums]
+def _recomputed(ctx: Any, logprob_slope: Tensor, entropy_slope: Tensor) -> list[Tensor]:
+    """Backward without weights: each chunk's logits a second time."""
+    targets, hidden, *parameters = ctx.saved_tensors
+    options: _Options = ctx.options
+    head = chunked_head(options.head, hidden, parameters, ctx.needs_input_grad[3:])
+    softmax = _Softmax(options)
+    logprob_slope, entropy_slope = logprob_slope / options.temperature, entropy_slope / options.temperature
+    through_entropy = bool(entropy_slope.any())
+    for rows in _chunks(hidden):
+        z = head.logits(rows)
+        p, log_z, _, entropy, _ = softmax(z.clone() if through_entropy else z, targets[rows])
+        if through_entropy:
+            z = _entropy_slope_(z / options.temperature, p, log_z, entropy, entropy_slope[rows])
+        slope = _logprob_slope_(p, targets[rows], logprob_slope[rows])
+        head.add(rows, slope.add_(z) if through_entropy else slope)
+    return head.gradients()
 
 
-def _statistics(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logsumexp, log-prob, entropy, correctness of each row of z [n, V]."""
-    log_z = z.logsumexp(-1)
-    logprobs = z.gather(-1, targets[:, None]).squeeze(-1) - log_z
-    p = (z - log_z[:, None]).exp()
-    entropy = log_z - torch.linalg.vecdot(p, z)
-    return log_z, logprobs, entropy, z.argmax(-1) == targets
+class _Softmax:
+    """Softmax and figures of each row of logits [n, V], always into the same buffer: fresh memory costs page faults."""
+
+    def __init__(self, options: _Options) -> None:
+        self.temperature = options.temperature
+        self.function = _compile(_softmax) if options.compiled else _softmax
+        self.buffer: Tensor | None = None
+
+    def __call__(self, z: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """See ``_softmax``; ``z`` is overwritten."""
+        if self.buffer is None:  # the first chunk is the largest
+            self.buffer = torch.empty_like(z)
+        return self.function(z, targets, self.temperature, self.buffer[: len(z)])
 
 
-def _logprob_slope(z: Tensor, targets: Tensor, log_z: Tensor, upstream: Tensor) -> Tensor:
-    """Upstream (onehot(y) - p), [n, V]."""
-    slope = (z - log_z[:, None]).exp() * -upstream[:, None]
-    return slope.scatter_add(-1, targets[:, None], upstream[:, None].to(slope.dtype))
+def _softmax(z: Tensor, targets: Tensor, temperature: float, out: Tensor) -> tuple[Tensor, ...]:
+    """Softmax (in ``out``), logsumexp, log-prob, entropy, correctness."""
+    if temperature != 1.0:
+        z = z.div_(temperature)
+    top = z.amax(-1)
+    target = z.gather(-1, targets[:, None]).squeeze(-1)
+    p = torch.softmax(z, -1, out=out)
+    log_z = top - p.amax(-1).log()  # the likeliest token has p >= 1 / V: no log of an underflow
+    entropy = log_z - z.mul_(p).sum(-1)
+    return p, log_z, target - log_z, entropy, target == top
 
 
-def _entropy_slope(z: Tensor, log_z: Tensor, entropy: Tensor, upstream: Tensor) -> Tensor | float:
-    """-upstream p (z - logsumexp(z) + H), [n, V]."""
-    if not upstream.any():
-        return 0.0
-    log_p = z - log_z[:, None]
-    return -upstream[:, None] * log_p.exp() * (log_p + entropy[:, None])
+def _logprob_slope_(p: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
+    """The slope upstream (onehot(y) - p), [n, V], in the place of p."""
+    slope = p.mul_(-upstream[:, None])
+    return slope.scatter_add_(-1, targets[:, None], upstream[:, None].to(slope.dtype))
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """At least fp32: sums over a vocabulary lose too much in half precision."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return z if temperature == 1.0 else z / temperature
+def _entropy_slope_(z: Tensor, p: Tensor, log_z: Tensor, entropy: Tensor, upstream: Tensor) -> Tensor:
+    """-upstream p (z - logsumexp(z) + H), [n, V], in the place of z."""
+    return z.sub_((log_z - entropy)[:, None]).mul_(p).mul_(-upstream[:, None])
 
 
-def _chunks(hidden: Tensor, options: _Options) -> Iterator[slice]:
-    vocabulary = max(p.shape[0] for p in options.head.parameters() if p.ndim > 1)
-    size = max(16, CHUNK_LOGITS // vocabulary)
+def _chunks(hidden: Tensor) -> Iterator[slice]:
+    size = CHUNK_ROWS_CUDA if hidden.is_cuda else CHUNK_ROWS
     return (slice(start, start + size) for start in range(0, hidden.shape[0], size))
+
+
+def _autocast(device: str) -> dict[str, Any]:
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return {"device_type": device, "dtype": dtype, "enabled": enabled}
 
 
 def _nothing(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,7 +210,3 @@ def _trainable(head: Head) -> list[nn.Parameter]:
 @cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
-
-
-def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    return _compile(function) if compiled else function

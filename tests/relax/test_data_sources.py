@@ -213,9 +213,7 @@ def test_a_split_is_a_function_of_the_seed_and_keeps_the_order() -> None:
 
 @pytest.mark.parametrize("validation", [0, 1.0, 100, 1.5, -1, 0.0])
 def test_a_split_that_leaves_a_part_empty_is_refused(validation: float) -> None:
-    with pytest.raises(
-        UserError, match="--val_split must be a share between 0 and 1 or a number of rows from 1 to 99"
-    ):
+    with pytest.raises(UserError, match="--val_split must be a share between 0 and 1 or a number of rows from 1 to 99"):
         split_rows([{"text": "x"}] * 100, validation, seed=0)
 
 
