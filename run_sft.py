@@ -106,7 +106,7 @@ def main(
     flags = {name: value for name, value in locals().items() if name != "settings"}
 
     from callbacks import SafeInterrupt, default_callbacks
-    from relax import launch, report
+    from relax import checks, launch, report
     from relax.logging import build_logger
     from relax.plugins import build_callbacks
     from relax.quiet import quiet_libraries
@@ -118,7 +118,9 @@ def main(
     if builtin is not None and model is None:
         settings = builtin.sft_settings | settings
     SFTTrainer.check(**settings)
+    checks.positive(checkpoint_every_n_steps=checkpoint_every_n_steps, keep_checkpoints=keep_checkpoints)
     launch.check_validation(flags)
+    launch.warn_without_effect(flags)
     lora = launch.pick_lora(flags)
     resume, seed = settings.get("resume"), settings.get("seed", 0)
     folder = launch.pick_folder("sft", output_dir, resume=resume, overwrite=settings.get("overwrite", False))

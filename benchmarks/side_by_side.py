@@ -40,7 +40,7 @@ class Contender:
         self.name = name
         command = [sys.executable, *sys.argv, *extra_arguments, f"--contender={name}"]
         settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._output = TemporaryFile("w+")
+        self._output = TemporaryFile("w+")  # noqa: SIM115  read when the process has died
         self._process = subprocess.Popen(
             command, stdin=PIPE, stdout=PIPE, stderr=self._output, text=True, env=os.environ | settings
         )

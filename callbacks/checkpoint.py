@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from relax.atomic_file import remove_leftovers
-from relax.checkpoint_io import AtomicCheckpointIO, step_checkpoint, step_checkpoints
+from relax.checkpoint_io import make_atomic, step_checkpoint, step_checkpoints
 from relax.errors import UserError
 from relax.lightning_loop import step_completed, training_ends, validation_follows
 from relax.protocols import BufferedLogger
@@ -61,6 +60,7 @@ class Checkpoint(LightningCheckpoint):
         self.best_value: float | None = None
         self.best_step: int | None = None
         self._saved_step = -1
+        self._validated_step = -1
 
     @property
     def state_key(self) -> str:
@@ -90,17 +90,22 @@ class Checkpoint(LightningCheckpoint):
             self.save_step(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what the validation found to be best, and a due optimizer step with it."""
+        """Inside an epoch: save what the validation found to be best, and a due optimizer step with it."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        if self.monitor is not None:
-            self._save_if_best(trainer, self.monitor)
-        if self._due(trainer):
-            self.save_step(trainer)
+        self._validated_step = trainer.global_step
+        if not trainer.is_last_batch:
+            self._save_after_validation(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step if the end of the epoch is what stopped the run (EarlyStopping)."""
-        if trainer.is_last_batch and self._due(trainer):
+        """After a validation at an epoch's end: EarlyStopping looks at its figures here, and a resumed run has none."""
+        if trainer.is_last_batch:
+            self._save_after_validation(trainer)
+
+    def _save_after_validation(self, trainer: L.Trainer) -> None:
+        if self.monitor is not None and self._validated_step == trainer.global_step:
+            self._save_if_best(trainer, self.monitor)
+        if self._due(trainer):
             self.save_step(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,12 +164,6 @@ class Checkpoint(LightningCheckpoint):
         if self.best_value is None:
             return value == value  # a first NaN is not the best
         return value < self.best_value if self.mode == "min" else value > self.best_value
-
-
-def make_atomic(trainer: L.Trainer) -> None:
-    """Let ``trainer`` write checkpoints atomically and load only plain values, if it has Lightning's default plugin."""
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from callbacks.checkpoint import Checkpoint
 from relax.errors import NonFiniteLoss, UserError
 from relax.optimizers import total_norm
-from relax.protocols import HasGradientNorm, HasRows, RowLosses
+from relax.protocols import HasRows, RowLosses
 from relax.ranks import over_ranks
 
 _ROWS_SHOWN = 16
@@ -66,7 +66,7 @@ class NaNGuard(L.Callback):
         rows, self._window = self._window, []
         if trainer.global_step % self.every_n_steps:
             return
-        bad = bool(self._finding) or not (_scales(trainer) or _gradient_norm(pl_module).isfinite())
+        bad = bool(self._finding) or not (_scales(trainer) or total_norm(pl_module.parameters()).isfinite())
         if not over_ranks(trainer, bad, "max"):
             return
         if not self._finding:
@@ -79,10 +79,6 @@ class NaNGuard(L.Callback):
         where = f"step {trainer.global_step + 1}, epoch {trainer.current_epoch}"
         rank = f" on rank {trainer.global_rank}" if trainer.world_size > 1 else ""
         return f"stopped before {where}{rank}: {self._finding}; the weights are untouched, {advice}"
-
-
-def _gradient_norm(pl_module: L.LightningModule) -> Tensor:
-    return pl_module.gradient_norm() if isinstance(pl_module, HasGradientNorm) else total_norm(pl_module.parameters())
 
 
 def _healthy(loss: Tensor, scaled: bool) -> bool:

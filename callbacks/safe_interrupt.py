@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.checkpoint import Checkpoint, make_atomic, save_checkpoint
-from relax.checkpoint_io import step_checkpoint
+from callbacks.checkpoint import Checkpoint, save_checkpoint
+from relax.checkpoint_io import make_atomic, step_checkpoint
 from relax.lightning_loop import step_completed, stop_training, training_ends, validation_follows
 from relax.protocols import MarksInterruption
 from relax.ranks import over_ranks
@@ -76,8 +76,14 @@ class SafeInterrupt(LightningCheckpoint):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop here if any rank was asked to, unless the epoch ends."""
+        fitting = not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING
+        if fitting and step_completed(trainer) and not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop here if any rank was asked to."""
-        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING and step_completed(trainer):
+        if trainer.is_last_batch and step_completed(trainer):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -3,6 +3,7 @@
 Not a model of our own: the modules, masks and caches stay those of transformers, adapters stay those of PEFT.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,20 @@ def is_adapted(model: nn.Module) -> bool:
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """A digest of a few values of each frozen weight and of the adapter's settings: another base gives another one."""
+    from peft import PeftModel
+
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(f"{name} {parameter.detach().flatten()[:4].tolist()}".encode())
+    if isinstance(model, PeftModel):
+        settings = model.peft_config["default"]
+        digest.update(f"{settings.r} {settings.lora_alpha} {settings.lora_dropout} {settings.use_rslora}".encode())
+    return digest.hexdigest()
 
 
 def language_head(model: nn.Module) -> LanguageHead:

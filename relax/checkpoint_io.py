@@ -9,13 +9,16 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from relax.atomic_file import atomic_write
 from relax.errors import UserError
+
+if TYPE_CHECKING:
+    import lightning as L
 
 _STEP_FILE = re.compile(r"step=(\d+)\.ckpt")
 # What zipfile and torch raise on damaged bytes (UnicodeDecodeError is a ValueError).
@@ -65,6 +68,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except _DAMAGE as error:
             raise _damaged(file, error) from error
         return loaded
+
+
+def make_atomic(trainer: "L.Trainer") -> None:
+    """Let ``trainer`` write checkpoints atomically and load only plain values, if it has Lightning's default plugin."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
 def step_checkpoint(folder: Path, step: int) -> Path:

@@ -1,5 +1,6 @@
 """What the scripts share between their flags and their trainer: which model, which rows, which folder."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+# Flags that say how to read what another names, with their defaults.
+NEEDED: dict[str, dict[str, Any]] = {
+    "model": dict.fromkeys(("dtype", "attn_implementation", "revision", "chat_template"), None)
+    | {"trust_remote_code": False},
+    "dataset": {"dataset_name": None, "dataset_split": "train"},
+    "val_dataset": {"val_dataset_split": "train"},
+    "monitor": {"monitor_mode": "min"},
+}
 LORA_FLAGS = {
     "alpha": "lora_alpha",
     "dropout": "lora_dropout",
@@ -54,8 +63,19 @@ def check_validation(flags: Mapping[str, Any]) -> None:
             f"--val_dataset={flags['val_dataset']} is the training data; name another split with "
             "--val_dataset_split, or hold rows out with --val_split"
         )
+    share = flags["val_split"]
+    if share is not None and share >= 1 and share != int(share):
+        raise UserError(f"--val_split must be a share below 1 or a whole number of rows, got {share}")
     if flags["monitor"] is not None and flags["val_dataset"] is None and flags["val_split"] is None:
         raise UserError(f"--monitor={flags['monitor']} needs validation data: add --val_dataset or --val_split")
+
+
+def warn_without_effect(flags: Mapping[str, Any]) -> None:
+    """Tell of flags that say how to read something that is not read."""
+    for needed, dependents in NEEDED.items():
+        idle = [f"--{name}" for name, default in dependents.items() if flags[name] != default]
+        if flags[needed] is None and idle:
+            warnings.warn(f"{', '.join(idle)}: no effect without --{needed}", stacklevel=2)
 
 
 def pick_folder(kind: str, output_dir: str | None, *, resume: str | None, overwrite: bool) -> Path:
@@ -140,7 +160,8 @@ def load_data(flags: Mapping[str, Any], task: Task | None, seed: int) -> tuple[R
     else:
         rows = load_rows(flags["dataset"], flags["dataset_split"], name=flags["dataset_name"])
     if flags["val_dataset"] is not None:
-        return rows, load_rows(flags["val_dataset"], flags["val_dataset_split"])
+        name = flags["dataset_name"] if flags["val_dataset"] == flags["dataset"] else None
+        return rows, load_rows(flags["val_dataset"], flags["val_dataset_split"], name=name)
     if flags["val_split"] is not None:
         share = flags["val_split"]
         return split_rows(rows, share if share < 1 else int(share), seed)

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
 
 @runtime_checkable
 class HasRows(Protocol):
@@ -32,15 +30,6 @@ class Exportable(Protocol):
 
     def export(self, folder: Path) -> None:
         """Write the model into ``folder``."""
-        ...
-
-
-@runtime_checkable
-class HasGradientNorm(Protocol):
-    """A module that knows the norm of its gradients, so that each who needs it does not compute it anew."""
-
-    def gradient_norm(self) -> Tensor:
-        """2-norm of all gradients before the optimizer step."""
         ...
 
 

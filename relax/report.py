@@ -59,9 +59,9 @@ def describe_results(folder: Path, logger: str) -> list[str]:
     if run_folder.export_folder(folder).exists():
         lines += ["  model/          for transformers, vLLM and others"]
     if logger == "mlflow":
-        server = os.environ.get("MLFLOW_TRACKING_URI")
         store = f"mlflow ui --backend-store-uri sqlite:///{folder.parent / 'mlflow.db'}"
-        lines += [f"Plots: {server or store}"]
+        # Not its address: that may hold a password.
+        lines += ["Plots: at your MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else f"Plots: {store}"]
     return lines
 
 

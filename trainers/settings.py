@@ -1,5 +1,6 @@
 """Which settings of a trainer cannot work, alone or together: told before anything is loaded."""
 
+import copy
 import inspect
 import math
 import os
@@ -23,6 +24,7 @@ UNFIT = {
     "fast_dev_run": "cuts an optimizer step apart; use --max_steps=1",
     "overfit_batches": "repeats parts of an optimizer step; train on fewer rows instead",
     "limit_val_batches": "cuts the validation apart; use fewer rows, for example with --val_split",
+    "val_check_interval": "counts micro-batches; use --val_every_n_steps",
     "reload_dataloaders_every_n_epochs": "has no use: the order of the data is a function of the epoch",
 }
 
@@ -64,7 +66,9 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
         if name in UNFIT and not _is_idle(lightning[name]):
             raise UserError(f"--{name}={lightning[name]} {UNFIT[name]}")
     with quiet_lightning():
-        trainer = build_lightning_trainer(**with_an_end(lightning), logger=False, enable_checkpointing=False)
+        # A strategy of the user's own is set up by the lightning.Trainer that it is given to: here a copy.
+        tried = {name: copy.copy(value) if name == "strategy" else value for name, value in lightning.items()}
+        trainer = build_lightning_trainer(**with_an_end(tried), logger=False, enable_checkpointing=False)
     devices = trainer.num_nodes * trainer.num_devices
     layout = Layout.of(own["batch_size"], devices, own["micro_batch_size"], lightning.get("accumulate_grad_batches"))
     started = int(os.environ.get("WORLD_SIZE", devices))
@@ -74,9 +78,10 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
             "and --num_nodes"
         )
     limit = lightning.get("limit_train_batches")
-    if isinstance(limit, int) and limit % layout.accumulate:
+    cuts = limit % layout.accumulate if isinstance(limit, int) else limit not in (None, 1.0)
+    if cuts:
         raise UserError(
-            f"--limit_train_batches must end with an optimizer step, got {limit} micro-batches of {layout.accumulate} "
+            f"--limit_train_batches must end with an optimizer step, got {limit} at {layout.accumulate} micro-batches "
             "a step; --max_steps counts steps"
         )
     endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)

@@ -21,17 +21,19 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from relax import causal_lm, run_folder
+from relax.checkpoint_io import make_atomic
 from relax.cli import dump_config
 from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, collate_padded, epoch_steps
 from relax.data.loader import Bookmark, ResumableLoader
 from relax.data.tokenized import TokenizedDataset
-from relax.errors import UserError
+from relax.errors import TrainingStopped, UserError
 from relax.export import check_export, export_model, model_card
 from relax.figures import Figures
 from relax.lightning_loop import (
     build_lightning_trainer,
     lightning_refusals,
     micro_batches_done,
+    step_completed,
     step_will_be_logged,
 )
 from relax.lora import enable_gradient_checkpointing
@@ -148,6 +150,7 @@ class Trainer(L.LightningModule, ABC):
         self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
         self._figures = Figures()
         self._gradient_norm: Tensor | None = None
+        self._own_trainer: L.Trainer | None = None
         self._bookmark: Bookmark | None = None
         own = self._own_settings()
         self.check(**own, **lightning, resume=resume, overwrite=overwrite)
@@ -198,9 +201,15 @@ class Trainer(L.LightningModule, ABC):
             run_folder.claim(self.output_dir, kind=kind, resume=resumed, overwrite=self.overwrite)
         if self.resume is not None:
             say(f"Continuing from {checkpoint}" if checkpoint else "No checkpoint yet: starting at the beginning")
-        trainer = self.lightning_trainer()
-        with lightning_refusals():
-            trainer.fit(self, ckpt_path=checkpoint, weights_only=True)
+        trainer = self._own_trainer = self.lightning_trainer()
+        try:
+            with lightning_refusals():
+                trainer.fit(self, ckpt_path=checkpoint, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            raise TrainingStopped(
+                f"out of memory ({str(error).splitlines()[0]}); lower --micro_batch_size (the gradient stays the "
+                "same), or add --gradient_checkpointing"
+            ) from error
         return self
 
     def unfreeze(self) -> Self:
@@ -228,6 +237,7 @@ class Trainer(L.LightningModule, ABC):
         trainer = build_lightning_trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
         layout = self._cut(trainer.num_nodes * trainer.num_devices, self._lightning.get("accumulate_grad_batches"))
         trainer.accumulate_grad_batches = layout.accumulate
+        make_atomic(trainer)
         if self.val_every_n_steps is not None:
             trainer.val_check_interval = self.val_every_n_steps * layout.accumulate
             trainer.check_val_every_n_epoch = None
@@ -235,11 +245,17 @@ class Trainer(L.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: fix the batch layout and look whether the model computes what ReLax thinks it does."""
-        if stage != "fit":
+        if stage not in ("fit", "validate"):
             return
         self._layout = self._cut(self.trainer.world_size, self.trainer.accumulate_grad_batches)
         self._bookmark = None  # a checkpoint, which is read after this, may bring one
+        self._figures.clear()
+        self._gradient_norm = None
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
+        if self.trainer is not self._own_trainer:
+            self._warn_of_settings_for_another_trainer()
+        if isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            self.to(self.trainer.strategy.root_device)  # where flash attention runs, and a large model is probed fast
         if self.output_dir is not None:
             check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
         half = any(parameter.element_size() < 4 for parameter in self._trained().values())
@@ -278,6 +294,7 @@ class Trainer(L.LightningModule, ABC):
                 "micro_batch_size": self._layout.micro_batch_size,
                 "number of devices": self._layout.world_size,
                 **{name: self.hparams[name] for name in BOUND},
+                "frozen weights": causal_lm.frozen_digest(self.model),
             },
             workers=self.data_workers,
             pin_memory=self.device.type == "cuda",
@@ -316,8 +333,14 @@ class Trainer(L.LightningModule, ABC):
         self._figures.add({"loss": loss.detach(), **metrics})
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Let a stop (a Timer's, for example) wait for the end of the optimizer step: there a checkpoint is exact."""
+        if not step_completed(self.trainer):
+            self.trainer.should_stop = False
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the figures of the whole optimizer step, over its micro-batches and all ranks."""
+        self._gradient_norm = None  # a callback may have asked for it, and another changed the gradients since
         if not step_will_be_logged(self.trainer):
             self._figures.clear()
             return
@@ -444,7 +467,8 @@ class Trainer(L.LightningModule, ABC):
         return self._trainer is not None and self._trainer.state.status == "running"
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        # With duplicates: callbacks that keep a copy of the weights look for tied ones under both their names.
+        return {name: p for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
 
     def _cut(self, world_size: int, accumulate: int | None) -> Layout:
         return Layout.of(self.batch_size, world_size, self.micro_batch_size, accumulate)
@@ -456,6 +480,15 @@ class Trainer(L.LightningModule, ABC):
             warnings.warn(
                 f"no checkpoint will be written to {self.output_dir}: pass callbacks=default_callbacks(output_dir)",
                 stacklevel=4,
+            )
+
+    def _warn_of_settings_for_another_trainer(self) -> None:
+        given = [*self._lightning, *(["callbacks"] if self._callbacks else []), *(["resume"] if self.resume else [])]
+        given += ["val_every_n_steps"] if self.val_every_n_steps else []
+        if given:
+            warnings.warn(
+                f"{', '.join(given)}: no effect with a lightning.Trainer of your own; give them to it",
+                stacklevel=2,
             )
 
     def _warn_of_a_validation_that_never_comes(self) -> None:

@@ -84,6 +84,13 @@ class ResumableLoader:
             self.position += 1
             yield batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the bookmark lies elsewhere. Without these two methods Lightning warns that it cannot resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+
     def bookmark(self) -> Bookmark:
         """Where the training loop is, for a checkpoint."""
         position = min(self.position, self.processed())

@@ -55,7 +55,7 @@ def token_logprobs(
         temperature: divides the logits.
         compiled: fuse the softmax with ``torch.compile``.
     """
-    options = _Options(head, temperature, compiled)
+    options = _Options(head, temperature, compiled, torch.is_grad_enabled())
     outputs = _TokenLogprobs.apply(options, targets, None, hidden, *_trainable(head))
     return TokenStatistics(*outputs[1:])
 
@@ -78,15 +78,18 @@ def weighted_logprob_sum(
     Returns:
         The sum (a scalar) and the detached statistics.
     """
-    options = _Options(head, temperature, compiled)
-    outputs = _TokenLogprobs.apply(options, targets, weights, hidden, *_trainable(head))
-    return outputs[0], TokenStatistics(*(x.detach() for x in outputs[1:]))
+    options = _Options(head, temperature, compiled, torch.is_grad_enabled())
+    # The gradient is formed before a loss scaler can act: weights near 1 keep it within the range of half precision.
+    scale = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny) if len(weights) else weights.new_ones(())
+    outputs = _TokenLogprobs.apply(options, targets, weights / scale, hidden, *_trainable(head))
+    return outputs[0] * scale, TokenStatistics(*(x.detach() for x in outputs[1:]))
 
 
 class _Options(NamedTuple):
     head: Head
     temperature: float
     compiled: bool
+    grad: bool
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -97,7 +100,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, options: _Options, targets: Tensor, weights: Tensor | None, hidden: Tensor, *parameters: nn.Parameter
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         needed = ctx.needs_input_grad[3:]
-        form = weights is not None and any(needed)
+        form = weights is not None and options.grad and any(needed)  # needs_input_grad knows nothing of no_grad
         head = chunked_head(options.head, hidden, parameters, needed if form else [False] * len(needed))
         softmax = _Softmax(options)
         chunks: list[tuple[Tensor, ...]] = []

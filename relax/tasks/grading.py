@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from relax.errors import UserError
+from relax.models import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,12 +55,16 @@ def greedy_completions(
         num_beams=1,
         repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=pad_id(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
     )
-    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-    ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=greedy)
-    return [text_before_end(tokenizer, row) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
+    # Padded by hand: some tokenizers have no pad token.
+    rows: list[list[int]] = tokenizer(prompts)["input_ids"]
+    longest = max(map(len, rows))
+    prompt_ids = torch.tensor([[pad_id(tokenizer)] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    ids = model.generate(prompt_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy)
+    return [text_before_end(tokenizer, row) for row in ids[:, longest:].tolist()]
 
 
 def text_before_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str | None:

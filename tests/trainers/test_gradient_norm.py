@@ -30,7 +30,7 @@ def test_clipping_is_lightnings(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_all_who_ask_share_one_computation_and_see_the_norm_before_clipping(
+def test_logging_and_clipping_share_one_computation_after_all_callbacks(
     make_llama: Callable, tokenizer: Any, unequal_rows: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[float] = []
@@ -43,7 +43,7 @@ def test_all_who_ask_share_one_computation_and_see_the_norm_before_clipping(
 
     monkeypatch.setattr("torch.nn.utils.get_total_norm", counted)
     trainer = fit(make_llama(), tokenizer, unequal_rows(24), NaNGuard())
-    assert len(computed) == 3
+    assert len(computed) == 6, "once for the guard, once for logging and clipping"
     assert computed[-1] > 0.05
     assert float(trainer.trainer.callback_metrics["train/grad_norm"]) == pytest.approx(computed[-1])
 
@@ -64,3 +64,43 @@ def test_figures_of_steps_that_lightning_does_not_log_are_not_made(
     assert seen[1][1] == pytest.approx(seen[1][2])
     assert seen[2][1] == seen[1][1]
     assert seen[3][1] == pytest.approx(seen[3][2])
+
+
+def test_clipping_goes_by_the_gradients_as_the_last_callback_leaves_them(
+    make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    class Scale(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            for parameter in module.parameters():
+                parameter.grad.mul_(100)
+
+    model = make_llama().double()
+    before = [p.detach().clone() for p in model.parameters()]
+    settings = {"optimizer": "sgd", "learning_rate": 1.0, "max_steps": 1, "schedule": "constant", "betas": (0.0, 0.9)}
+    fit(model, tokenizer, unequal_rows(8), NaNGuard(), Scale(), gradient_clip_val=0.1, **settings)
+    update = torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)]).norm()
+    assert float(update) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_an_interrupted_run_leaves_nothing_to_the_next(
+    make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    class Dies(L.Callback):
+        armed = True
+
+        def on_before_backward(self, trainer: Any, module: Any, loss: Any) -> None:
+            if self.armed and trainer.global_step == 1 and module._figures.count:
+                raise KeyError("mine")
+
+    def losses(module: SFTTrainer) -> float:
+        return float(module.trainer.callback_metrics["train/loss"])
+
+    settings = {"accelerator": "cpu", "precision": "64-true", "enable_progress_bar": False, "batch_size": 8}
+    settings |= {"micro_batch_size": 4, "learning_rate": 1e-12}
+    dies = Dies()
+    module = SFTTrainer(make_llama(), tokenizer, train_dataset=unequal_rows(24), callbacks=[dies], **settings)
+    with pytest.raises(KeyError, match="mine"):
+        module.train()
+    dies.armed = False
+    whole = SFTTrainer(make_llama(), tokenizer, train_dataset=unequal_rows(24), **settings).train()
+    assert losses(module.train()) == pytest.approx(losses(whole), rel=1e-6)

@@ -247,6 +247,8 @@ UNFIT = [
     ({"fast_dev_run": True}, "--fast_dev_run=True cuts an optimizer step apart; use --max_steps=1"),
     ({"overfit_batches": 0.1}, "--overfit_batches=0.1 repeats parts"),
     ({"limit_train_batches": 3, "micro_batch_size": 4}, "--limit_train_batches must end with an optimizer step, got 3"),
+    ({"val_check_interval": 3}, "--val_check_interval=3 counts micro-batches; use --val_every_n_steps"),
+    ({"limit_train_batches": 0.5}, "--limit_train_batches must end with an optimizer step, got 0.5"),
     ({"max_time": {"minutes": 1}}, "--schedule=cosine and --warmup_ratio need an end that is known"),
     ({"max_epochs": -1}, "--schedule=cosine and --warmup_ratio need an end that is known"),
 ]
@@ -304,3 +306,26 @@ def test_bf16_mixed_trains_fp32_weights(make_trainer: Callable) -> None:
     trainer.train()
     assert trainer.model.lm_head.weight.dtype == torch.float32
     assert losses[-1] < losses[0]
+
+
+def test_a_lightning_trainer_of_the_users_own_and_settings_that_it_does_not_see(make_trainer: Callable) -> None:
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    module = make_trainer(max_epochs=3, callbacks=[Modes()])
+    with pytest.warns(UserWarning, match="max_epochs, callbacks: no effect with a lightning.Trainer of your own"):
+        L.Trainer(max_epochs=1, **options).fit(module)
+
+
+def test_validate_alone_gives_the_figures(make_trainer: Callable, unequal_rows: Callable) -> None:
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    module = make_trainer(val_dataset=unequal_rows(5))
+    for precision in ("32-true", "bf16-mixed"):
+        [figures] = L.Trainer(precision=precision, **options).validate(module, verbose=False)
+        assert 2 < figures["val/loss"] < 4
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_strategy_instance_is_taken(make_trainer: Callable) -> None:
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    trainer = make_trainer(strategy=SingleDeviceStrategy("cpu"), accelerator="auto")
+    assert trainer.train().trainer.global_step == 3
