@@ -6,7 +6,6 @@ Not a model of our own: the modules, masks and caches stay those of transformers
 import hashlib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from relax.data.batches import Batch, collate_packed
 from relax.data.tokenized import Sample
 from relax.errors import UserError
+from relax.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,7 +145,7 @@ def check_head(model: nn.Module) -> None:
     if inner.config.to_dict().get("output_router_logits"):
         warnings.warn("the auxiliary loss of the model's router (output_router_logits) is not trained", stacklevel=2)
     ids = _some_ids(model, 4)
-    with _probing(model):
+    with evaluating(model), torch.no_grad():
         theirs = inner(input_ids=ids, use_cache=False).logits[0]
         ours = language_head(model)(inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
     if not _alike(ours, theirs):
@@ -160,7 +160,7 @@ def _keeps_documents_apart(model: nn.Module) -> bool:
     ids = _some_ids(model, 9)[0]
     first, second = (Sample.of(part.tolist(), [False] * len(part)) for part in (ids[:5], ids[5:]))
     batch = collate_packed([first, second]).to(ids.device)
-    with _probing(model):
+    with evaluating(model), torch.no_grad():
         alone = [base_model(model).base_model(input_ids=x[None], use_cache=False) for x in (ids[:5], ids[5:])]
         try:
             together = _last_hidden_state(model, batch)[0]
@@ -169,23 +169,11 @@ def _keeps_documents_apart(model: nn.Module) -> bool:
     return _alike(together, torch.cat([output.last_hidden_state[0] for output in alone]))
 
 
-@contextmanager
-def _probing(model: nn.Module) -> Iterator[None]:
-    """No dropout, no gradient; every module's mode as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
     """Equal up to the order of operations; a wrong scale or mask is orders of magnitude away."""
     tolerance = torch.finfo(theirs.dtype).eps ** 0.5
-    return float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
+    distance, size = (ours - theirs).float().norm(dim=-1), theirs.float().norm(dim=-1)  # of each position
+    return bool((distance <= tolerance * size).all())
 
 
 def _some_ids(model: nn.Module, count: int) -> Tensor:

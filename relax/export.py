@@ -163,10 +163,11 @@ def _loading_example(base: str | None, adapter: bool) -> str:
 
 
 def _publishable(settings: Mapping[str, object]) -> dict[str, object]:
-    """What was set, without where it lay on this machine: paths keep their last part."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    paths = {name for name, value in given.items() if isinstance(value, str) and Path(value).expanduser().exists()}
-    return {name: Path(str(value)).name if name in paths else value for name, value in given.items()}
+    """Simple settings, without where things lay on this machine: paths keep their last part."""
+    plain = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
+    paths = {name: Path(value).expanduser() for name, value in plain.items() if isinstance(value, str) and value}
+    local = {name: path.name for name, path in paths.items() if path.is_absolute() or path.exists()}
+    return {**plain, **local}
 
 
 def _table(rows: Mapping[str, object]) -> str:

@@ -74,7 +74,7 @@ class Trainer(L.LightningModule, ABC):
         warmup_steps: optimizer steps of linear warm-up; not together with warmup_ratio.
         warmup_ratio: the same as a share of all optimizer steps.
         min_lr_ratio: where the schedule ends, as a share of learning_rate.
-        decay_ratio: share of the run in which schedule=wsd decays; default 0.3.
+        decay_ratio: share of the steps after warm-up in which schedule=wsd decays; default 0.3.
         batch_size: sequences in one optimizer step, over all devices.
         micro_batch_size: sequences one device computes at a time; default: its whole share of batch_size.
         layout: packed lays sequences end to end without padding, padded fills up to the longest, auto packs where the
@@ -404,7 +404,7 @@ class Trainer(L.LightningModule, ABC):
         )
         total = self.trainer.estimated_stepping_batches
         warmup_steps = self.warmup_steps or (round(self.warmup_ratio * total) if self.warmup_ratio else 0)
-        if warmup_steps >= total:
+        if warmup_steps and warmup_steps >= total:
             warnings.warn(
                 f"the warm-up of {warmup_steps} steps is not over when the run ends, at {total}", stacklevel=2
             )

@@ -54,6 +54,9 @@ def run(
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # ``--help | head``: nobody reads on, and Python's own flush at the end must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def parse_flags(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Greedy accuracy: what a model answers when asked held-out prompts, graded by the task. Not a rollout engine."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from relax.errors import UserError
 from relax.models import pad_id
+from relax.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,15 +71,3 @@ def text_before_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str
     if tokenizer.eos_token_id not in ids:
         return None
     return str(tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)]))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the whole model, then the mode that each of its modules was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

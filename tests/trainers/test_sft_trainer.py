@@ -94,13 +94,7 @@ def test_a_nan_loss_stops_before_the_weights_are_touched_and_names_the_row(
     assert named
     assert named <= carriers
     for name, parameter in model.named_parameters():
-        assert (
-            torch.equal(
-                parameter,
-                before[name],
-            )
-            or "embed_tokens" in name
-        )
+        assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
 def test_plain_rows_are_tokenized_and_wrong_ones_refused(make_llama: Callable, tokenizer: Any) -> None:
