@@ -88,7 +88,7 @@ class Job:
         return hidden, torch.randint(self.vocabulary, (tokens,))
 
     def _step(self, hidden: Tensor, targets: Tensor) -> None:
-        self.loss(hidden, self.head, targets).backward()
+        torch.autograd.backward(self.loss(hidden, self.head, targets))
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ class Steps:
     def begin(self) -> None:
         """Wait for the first turn; call it right before training."""
         self.memory = PeakMemory()
+        self.memory.start()
         self._wait()
 
     def done(self, tokens: int) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -49,15 +50,17 @@ class Contender:
         """Let it work once and return what it measured.
 
         Raises:
-            RuntimeError: the process has died; its own output says why.
+            RuntimeError: the process has died; with what it printed.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(task + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(task + "\n")
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"contender {self.name} died with exit code {self._process.wait()}")
+            self._output.seek(0)
+            raise RuntimeError(f"{self.name} ended with code {self._process.wait()}:\n{self._output.read()}")
         measured: dict[str, float] = json.loads(answer)
         return measured
 
@@ -135,6 +138,7 @@ def print_machine(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str,
     import torch
 
     torch.set_num_threads(threads)
+    versions = {name: version(name) for name in packages}
     machine = {
         "probe_gflops": round(probe_gflops()),
         "threads": threads,
@@ -142,12 +146,12 @@ def print_machine(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str,
         "load": round(os.getloadavg()[0], 1),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions,
     }
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     print(
         f"1024^3 fp32 product: {machine['probe_gflops']} GFLOP/s; {threads} thread(s) of {machine['cpus']} CPUs "
-        f"({machine['cpu']}), load {machine['load']}\nPython {machine['python']}, {versions}\n",
+        f"({machine['cpu']}), load {machine['load']}\nPython {machine['python']}, "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}\n",
         flush=True,
     )
     return machine
