@@ -14,14 +14,17 @@ NOT_FLAGS = (
 )
 GROUPS = {
     "Model": ("model", "dtype", "attn_implementation", "revision", "chat_template", "trust_remote_code", "quantize"),
-    "Data": ("dataset", "dataset_name", "dataset_split", "val_dataset", "val_dataset_split", "val_split", "task"),
+    "Data": (
+        *("dataset", "dataset_name", "dataset_split", "val_dataset", "val_dataset_split", "val_split", "streaming"),
+        *("task",),
+    ),
     "LoRA": (
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save"),
         *("use_rslora", "use_dora", "adapter"),
     ),
     "Run": (
         *("output_dir", "logger", "callbacks", "checkpoint_every_n_steps", "keep_checkpoints"),
-        *("monitor", "monitor_mode"),
+        *("monitor", "monitor_mode", "dry_run"),
     ),
 }
 
@@ -41,6 +44,7 @@ def main(
     val_dataset: str | None = None,
     val_dataset_split: str = "train",
     val_split: float | None = None,
+    streaming: bool = False,
     task: Literal["sorting"] | None = None,
     lora_r: int | None = None,
     lora_alpha: int | None = None,
@@ -57,6 +61,7 @@ def main(
     keep_checkpoints: int = 2,
     monitor: str | None = None,
     monitor_mode: Literal["min", "max"] = "min",
+    dry_run: bool = False,
     **settings: Any,
 ) -> None:
     """Fine-tune a causal language model on examples, full weights or LoRA, on a CPU or several GPUs.
@@ -69,6 +74,7 @@ def main(
         python run_sft.py --model=./my-model --dataset=chats.parquet --devices=8 --precision=bf16-mixed
         python run_sft.py --config=runs/mine/config.yaml --learning_rate=1e-5 --output_dir=runs/other
         python run_sft.py --config=runs/mine/config.yaml --resume=auto
+        python run_sft.py --model=./my-model --dataset=a.jsonl:0.7,b.parquet:0.3 --dry_run
 
     Args:
         model: hub name or folder; default: the small model of --task.
@@ -78,13 +84,14 @@ def main(
         chat_template: file with a Jinja chat template, in place of the tokenizer's own.
         trust_remote_code: run Python code that comes with the model.
         quantize: 4bit keeps the frozen weights as NF4 under a LoRA adapter (needs CUDA and bitsandbytes).
-        dataset: .jsonl, .json, .parquet or .csv file, folder, or hub name; columns text, prompt and completion, or
-            messages.
+        dataset: .jsonl, .json, .parquet, .csv or .txt file (.gz too), folder, glob or hub name; several by commas, with
+            weights as in a.jsonl:0.7,b.parquet:0.3.
         dataset_name: configuration of a hub data set.
         dataset_split: split of a hub data set or folder.
         val_dataset: held-out rows, from the same kinds of sources.
         val_dataset_split: split of them, such as validation or test.
         val_split: hold out this share of the rows (or this number, from 1 on).
+        streaming: read and tokenize rows while training, for data that do not fit or cannot be waited for.
         task: built-in data with a verifiable answer; its accuracy is told before and after. Default without --dataset.
         lora_r: rank of a LoRA adapter; without it all weights are trained.
         lora_alpha: the adapter's update is scaled by alpha / r; default 32.
@@ -101,16 +108,19 @@ def main(
         keep_checkpoints: how many of the newest stay.
         monitor: validation figure by which best.ckpt is kept, such as val/loss.
         monitor_mode: whether it is better when lower (min) or higher (max).
+        dry_run: look at the data, train one step, the largest, to see whether it fits, and write nothing.
         settings: everything else goes to SFTTrainer, Trainer and lightning.Trainer.
     """
     flags = {name: value for name, value in locals().items() if name != "settings"}
 
-    from callbacks import SafeInterrupt, default_callbacks
-    from relax import checks, launch, report
-    from relax.logging import build_logger
-    from relax.plugins import build_callbacks
-    from relax.quiet import quiet_libraries
-    from trainers import SFTTrainer
+    from relax.quiet import quick_imports, quiet_libraries
+
+    with quick_imports():
+        from callbacks import SafeInterrupt, default_callbacks
+        from relax import checks, launch, report
+        from relax.logging import build_logger
+        from relax.plugins import build_callbacks
+        from trainers import SFTTrainer
 
     quiet_libraries()
     # First what can be refused without loading anything.
@@ -123,13 +133,11 @@ def main(
     launch.warn_without_effect(flags)
     lora = launch.pick_lora(flags)
     resume, seed = settings.get("resume"), settings.get("seed", 0)
-    folder = launch.pick_folder("sft", output_dir, resume=resume, overwrite=settings.get("overwrite", False))
-    own_callbacks = build_callbacks(callbacks or [])
-    run_logger = build_logger(logger, folder)
-
-    # Then model, data and trainer.
-    policy, tokenizer = launch.load_policy(flags, lora, builtin, seed)
-    train_rows, val_rows = launch.load_data(flags, builtin, seed)
+    if dry_run:
+        launch.check_dry_run(settings)
+    overwrite = settings.get("overwrite", False)
+    folder = None if dry_run else launch.pick_folder("sft", output_dir, resume=resume, overwrite=overwrite)
+    run_logger = False if folder is None else build_logger(logger, folder)
     watchers = launch.without_doubles(
         default_callbacks(
             folder,
@@ -137,10 +145,14 @@ def main(
             keep_checkpoints=keep_checkpoints,
             monitor=monitor,
             mode=monitor_mode,
-            progress=settings.get("enable_progress_bar", True),
+            progress=settings.get("enable_progress_bar", True) and not dry_run,
         ),
-        own_callbacks,
+        build_callbacks(callbacks or []),
     )
+
+    # Then model, data and trainer.
+    policy, tokenizer = launch.load_policy(flags, lora, builtin, seed)
+    train_rows, val_rows = launch.load_data(flags, builtin, seed)
     trainer = SFTTrainer(
         policy,
         tokenizer,
@@ -152,11 +164,12 @@ def main(
         logger=run_logger,
         **settings,
     )
-    report.say(
-        report.describe_model(policy, model or "of the task"), report.describe_data("Training data", trainer.train_data)
-    )
+    report.say(report.describe_model(policy, model or "of the task"))
     if trainer.val_data is not None:
         report.say(report.describe_data("Validation data", trainer.val_data))
+    if folder is None:
+        report.say(str(trainer.dry_run()))
+        return
     if builtin is not None and resume is None:
         report.say_accuracy("before", policy, tokenizer, builtin)
 

@@ -1,7 +1,9 @@
 """The contenders of ``benchmarks/sft.py``: the same model on the same rows, trained by ReLax, by hand, and by TRL.
 
 All train in fp32 with fused AdamW at a constant rate, clip the gradient's norm at 1, take 16 rows a step in the same
-order, and look at the loss of every tenth step. Only TRL as it comes has its own precision, and checkpointing.
+order, and look at the loss of every tenth step. "Grouped" is ReLax's order by length, for both. Best fit packs rows
+into sequences of 256 tokens and takes 4 of them a step, which hold about 16 rows. Only TRL as it comes has its own
+precision, and checkpointing.
 """
 
 import sys
@@ -14,25 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sft_job import BATCH_SIZE, LEARNING_RATE, LOG_EVERY, SEED, Job, Steps
+from sft_job import BATCH_SIZE, LEARNING_RATE, LOG_EVERY, MAX_LENGTH, PACKED_BATCH_SIZE, SEED, Job, Steps
 from sft_trl import train_trl
 from side_by_side import Turns
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, collate_padded
+from relax.data.batches import Batch, collate_packed, collate_padded
+from relax.data.epoch import BatchBuilder, PlannedBatches
+from relax.data.layout import Layout
 from relax.data.tokenized import Sample
 
 
-def train_relax(job: Job, layout: Literal["packed", "padded"], with_callbacks: bool = False) -> None:
+def train_relax(job: Job, with_callbacks: bool = False, **settings: Any) -> None:
     import lightning as L
 
     from callbacks import default_callbacks
     from trainers import SFTTrainer
 
     class Progress(L.Callback):
-        def on_train_start(self, *_: Any) -> None:
-            job.steps.begin()
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            job.steps.begin(partial(job.held_out_loss, module.model))
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
             job.steps.done(batch.num_tokens)
@@ -43,8 +47,6 @@ def train_relax(job: Job, layout: Literal["packed", "padded"], with_callbacks: b
             job.model(),
             job.tokenizer(),
             train_dataset=job.rows(),
-            batch_size=BATCH_SIZE,
-            layout=layout,
             seed=SEED,
             learning_rate=LEARNING_RATE,
             schedule="constant",
@@ -54,6 +56,7 @@ def train_relax(job: Job, layout: Literal["packed", "padded"], with_callbacks: b
             accelerator="cpu",
             enable_progress_bar=False,
             callbacks=[*usual, Progress()],
+            **{"batch_size": BATCH_SIZE} | settings,
         ).train()
 
 
@@ -79,21 +82,22 @@ def _loss_by_hand(model: LlamaForCausalLM, samples: list[Sample]) -> Tensor:
 def train_by_hand_with_our_parts(job: Job, layout: Literal["packed", "padded"]) -> None:
     """The same loop on ReLax's batches, attention and loss: what ReLax's parts give without its trainer."""
     from relax import causal_lm
-    from relax.losses import weighted_logprob_sum
+    from relax.losses import weighted_loss_sum
 
     def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
         hidden, head = causal_lm.hidden_states(model, batch), causal_lm.language_head(model)
-        return -weighted_logprob_sum(hidden, head, batch.targets, batch.weights / batch.step_targets)[0]
+        return weighted_loss_sum(hidden, head, batch.targets, batch.weights / batch.step_weight)[0]
 
     def tokens_of(batch: Batch) -> int:
         return batch.num_tokens
 
-    model, rows = job.model(), job.rows()
+    model = job.model()
     if layout == "packed":
-        assert causal_lm.isolate_documents(model)
-    collate = collate_packed if layout == "packed" else collate_padded
-    whole = Layout.of(BATCH_SIZE, 1, None, None)
-    _loop(job, model, EpochBatches(rows, job.batches(rows), whole, 0, collate), loss_of, tokens_of)
+        causal_lm.isolate_documents(model)
+    builder = BatchBuilder(
+        Layout.of(BATCH_SIZE, 1, None, None), 0, collate_packed if layout == "packed" else collate_padded
+    )
+    _loop(job, model, PlannedBatches(job.plan(job.rows()), builder).epoch(0), loss_of, tokens_of)
 
 
 def _loop(
@@ -101,7 +105,7 @@ def _loop(
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     losses = []
-    job.steps.begin()
+    job.steps.begin(partial(job.held_out_loss, model))
     for step in range(len(batches)):
         batch = batches[step]
         loss = loss_of(model, batch)
@@ -118,11 +122,16 @@ def _loop(
 CONTENDERS: dict[str, Callable[[Job], None]] = {
     "ReLax, packed": partial(train_relax, layout="packed"),
     "ReLax, packed, default callbacks": partial(train_relax, layout="packed", with_callbacks=True),
+    "ReLax, packed into 256 (best fit)": partial(
+        train_relax, layout="packed", packing_length=MAX_LENGTH, batch_size=PACKED_BATCH_SIZE
+    ),
     "ReLax, padded": partial(train_relax, layout="padded"),
+    "ReLax, padded, grouped": partial(train_relax, layout="padded", group_by_length=True),
     "hand-written, ReLax's packed batches and loss": partial(train_by_hand_with_our_parts, layout="packed"),
     "hand-written, ReLax's padded batches and loss": partial(train_by_hand_with_our_parts, layout="padded"),
     "hand-written, padded, full logits": train_by_hand,
     "TRL, padded": partial(train_trl, layout="padded"),
+    "TRL, padded, grouped": partial(train_trl, layout="grouped"),
     "TRL, padding-free": partial(train_trl, layout="padding-free"),
     "TRL, packed (bfd)": partial(train_trl, layout="packed"),
     "TRL as it comes (bf16, checkpointing), padded": partial(train_trl, layout="as it comes"),

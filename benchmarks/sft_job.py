@@ -1,15 +1,16 @@
 """What every contender of ``benchmarks/sft.py`` is given: the same fresh model, the same rows in the same order."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from side_by_side import PeakMemory, Turns, peak_mb
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from relax.data.batches import epoch_steps
+from relax.data.planning import Batching, Plan
 from relax.data.tokenized import Sample, TokenizedDataset
 
 BATCH_SIZE = 16
@@ -17,6 +18,9 @@ SEED = 0
 LEARNING_RATE = 1e-4
 LOG_EVERY = 10
 MAX_LENGTH = 256
+PACKED_BATCH_SIZE = BATCH_SIZE // 4  # sequences of 256 tokens hold about what 16 rows hold
+HELD_OUT_ROWS = 32
+HELD_OUT_LOSS = "held-out loss"  # the task that asks for it; any other is a number of steps
 PROMPT_SHARE = 1 / 3
 HEAD_SIZES = {"tiny": 32, "small": 64}
 MODELS = {
@@ -31,8 +35,9 @@ class Steps:
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
 
-    def begin(self) -> None:
+    def begin(self, held_out_loss: Callable[[], float]) -> None:
         """Wait for the first turn; call it right before training."""
+        self.held_out_loss = held_out_loss
         self.memory = PeakMemory()
         self.memory.start()
         self._wait()
@@ -49,7 +54,9 @@ class Steps:
         self._wait()
 
     def _wait(self) -> None:
-        self.left, self.tokens = int(self.turns.wait()), 0
+        while (task := self.turns.wait()) == HELD_OUT_LOSS:
+            self.turns.report({"loss": self.held_out_loss()})
+        self.left, self.tokens = int(task), 0
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
 
@@ -77,21 +84,41 @@ class Job:
         return PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>")
 
     def rows(self) -> TokenizedDataset:
-        """Random tokens; log-normal lengths of mean 65, 95th percentile 147, at most 256; the first third is prompt."""
-        rng = np.random.default_rng(SEED)
-        lengths = rng.lognormal(np.log(65) - 0.187, 0.612, self.num_steps * BATCH_SIZE).round()
+        """Log-normal lengths of mean 65, 95th percentile 147, at most 256; the first third is prompt.
+
+        Tokens are drawn by Zipf's law, so there is something to learn: how often each one comes.
+        """
+        return self._draw(self.num_steps * BATCH_SIZE, SEED)
+
+    def ordered_rows(self, group_by_length: bool = False) -> Iterator[Sample]:
+        """The rows in the order in which ReLax takes them, 16 a step."""
+        rows = self.rows()
+        for step in self.plan(rows, group_by_length).steps(0):
+            yield from (rows[i] for i in step.samples.tolist())
+
+    def plan(self, rows: TokenizedDataset, group_by_length: bool = False) -> Plan:
+        """Which rows make each optimizer step."""
+        return Plan(rows, Batching(BATCH_SIZE, SEED, group_by_length))
+
+    @torch.no_grad()
+    def held_out_loss(self, model: LlamaForCausalLM) -> float:
+        """Mean over the trained tokens of other rows, each by itself: the same figure whatever trained the model."""
+        total, count = 0.0, 0
+        for sample in self._draw(HELD_OUT_ROWS, SEED + 1):
+            ids = torch.from_numpy(sample.input_ids).long()
+            targets = ids.masked_fill(~torch.from_numpy(sample.loss_mask), -100)[1:]
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+            total += float(F.cross_entropy(logits, targets, reduction="sum"))
+            count += int(sample.loss_mask.sum())
+        return total / count
+
+    def _draw(self, count: int, seed: int) -> TokenizedDataset:
+        rng = np.random.default_rng(seed)
+        lengths = rng.lognormal(np.log(65) - 0.187, 0.612, count).round()
+        ids = np.arange(3, MODELS[self.size]["vocab_size"])
+        shares = 1 / ids / (1 / ids).sum()
         samples = []
         for length in lengths.clip(6, MAX_LENGTH).astype(int):
             trained = np.arange(length) >= round(length * PROMPT_SHARE)
-            samples.append(Sample.of(rng.integers(3, MODELS[self.size]["vocab_size"], length), trained))
+            samples.append(Sample.of(rng.choice(ids, length, p=shares), trained))
         return TokenizedDataset.from_samples(samples)
-
-    def ordered_rows(self) -> Iterator[Sample]:
-        """The rows in the order in which ReLax takes them."""
-        rows = self.rows()
-        for step in self.batches(rows):
-            yield from (rows[i] for i in step.tolist())
-
-    def batches(self, rows: TokenizedDataset) -> list[np.ndarray]:
-        """The rows of each optimizer step."""
-        return epoch_steps(rows.lengths, BATCH_SIZE, SEED, 0, group_by_length=False)

@@ -1,21 +1,23 @@
 """TRL's SFTTrainer as a contender of ``benchmarks/sft.py``."""
 
 import tempfile
+from functools import partial
 from typing import Any, Literal
 
-from sft_job import BATCH_SIZE, LEARNING_RATE, LOG_EVERY, MAX_LENGTH, Job
+from sft_job import BATCH_SIZE, LEARNING_RATE, LOG_EVERY, MAX_LENGTH, PACKED_BATCH_SIZE, Job
 
 FP32 = {"bf16": False, "gradient_checkpointing": False}
-LAYOUTS: dict[str, dict[str, Any]] = {
+TRLLayout = Literal["padded", "grouped", "padding-free", "packed", "as it comes"]
+LAYOUTS: dict[TRLLayout, dict[str, Any]] = {
     "padded": FP32,
+    "grouped": FP32,
     "padding-free": FP32 | {"padding_free": True, "max_length": None},
-    # A packed row is 256 tokens: 4 of them hold about what 16 rows hold.
-    "packed": FP32 | {"packing": True, "per_device_train_batch_size": BATCH_SIZE // 4},
+    "packed": FP32 | {"packing": True, "per_device_train_batch_size": PACKED_BATCH_SIZE},
     "as it comes": {},
 }
 
 
-def train_trl(job: Job, layout: Literal["padded", "padding-free", "packed", "as it comes"]) -> None:
+def train_trl(job: Job, layout: TRLLayout) -> None:
     """The same rows in the same order: TRL keeps the order of a data set that is read sequentially."""
     import trl
     from datasets import Dataset
@@ -25,8 +27,8 @@ def train_trl(job: Job, layout: Literal["padded", "padding-free", "packed", "as 
     tokens: list[int] = []  # of each batch, in the order in which they are built
 
     class Progress(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            job.steps.begin()
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            job.steps.begin(partial(job.held_out_loss, model))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             job.steps.done(tokens[state.global_step - 1])
@@ -35,7 +37,7 @@ def train_trl(job: Job, layout: Literal["padded", "padding-free", "packed", "as 
         trainer = trl.SFTTrainer(
             job.model(),
             args=trl.SFTConfig(**_settings(job, folder) | LAYOUTS[layout]),
-            train_dataset=Dataset.from_list(_rows(job)),
+            train_dataset=Dataset.from_list(_rows(job, layout == "grouped")),
             processing_class=job.tokenizer(),
             callbacks=[Progress()],
         )
@@ -50,10 +52,10 @@ def train_trl(job: Job, layout: Literal["padded", "padding-free", "packed", "as 
         trainer.train()
 
 
-def _rows(job: Job) -> list[dict[str, list[int]]]:
+def _rows(job: Job, group_by_length: bool) -> list[dict[str, list[int]]]:
     return [
         {"input_ids": sample.input_ids.tolist(), "completion_mask": sample.loss_mask.astype(int).tolist()}
-        for sample in job.ordered_rows()
+        for sample in job.ordered_rows(group_by_length)
     ]
 
 

@@ -1,6 +1,7 @@
 """Callbacks for any ``lightning.Trainer``: each does one thing and works alone."""
 
 from callbacks.checkpoint import Checkpoint
+from callbacks.data_audit import DataAudit
 from callbacks.defaults import default_callbacks
 from callbacks.hf_export import HFExport
 from callbacks.metrics_file import MetricsFile
@@ -12,6 +13,7 @@ from callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoint",
+    "DataAudit",
     "HFExport",
     "MetricsFile",
     "NaNGuard",

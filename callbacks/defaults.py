@@ -6,6 +6,7 @@ from typing import Literal
 import lightning as L
 
 from callbacks.checkpoint import Checkpoint
+from callbacks.data_audit import DataAudit
 from callbacks.hf_export import HFExport
 from callbacks.metrics_file import MetricsFile
 from callbacks.nan_guard import NaNGuard
@@ -25,7 +26,7 @@ def default_callbacks(
     export: bool = True,
     progress: bool = True,
 ) -> list[L.Callback]:
-    """Progress, throughput and the NaN guard; with a folder also checkpoints, safe interrupt, metrics and the export.
+    """Audit, throughput, NaN guard, progress; with a folder also checkpoints, safe interrupt, metrics and the export.
 
     Args:
         folder: the run's; None writes nothing.
@@ -37,7 +38,7 @@ def default_callbacks(
         progress: show it; False where the user brings another progress bar.
     """
     # In this order: what logs a figure before what writes it.
-    chosen: list[L.Callback] = [NaNGuard(), Throughput()]
+    chosen: list[L.Callback] = [DataAudit(folder), NaNGuard(), Throughput()]
     if progress:
         chosen.append(Progress())
     if folder is None:

@@ -9,7 +9,7 @@ windows or chunks are honoured, and a purely causal layer needs no mask at all.
 """
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -41,6 +41,12 @@ class Documents:
     def longest_mask(self) -> Tensor:
         """[1, T] ones, T the longest document: makes transformers build the mask of that document alone."""
         return torch.ones(1, self.lengths[0], dtype=torch.bool)
+
+    def flash_arguments(self, device: torch.device) -> dict[str, Any]:
+        """What transformers' flash attention takes in order to look at each document alone."""
+        ends = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32).to(device, non_blocking=True)
+        longest = self.lengths[0]
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def document_attention(

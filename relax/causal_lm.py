@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from relax.data.batches import Batch, collate_packed
-from relax.data.tokenized import Sample
+from relax import isolation
+from relax.data.batches import Batch
 from relax.errors import UserError
 from relax.modes import evaluating
 
@@ -94,38 +94,103 @@ def language_head(model: nn.Module) -> LanguageHead:
     return LanguageHead(projection, scale, config.get("final_logit_softcapping"))  # Gemma 2 and later
 
 
+@dataclass(frozen=True)
+class Forward:
+    """What one pass over a batch of N tokens, padding included, gives."""
+
+    hidden: Tensor
+    """[K, D], the states that predict ``batch.targets``."""
+    router_logits: tuple[Tensor, ...] | None
+    """[N, experts] of each mixture-of-experts layer, tokens as in ``batch.input_ids.flatten()``; None: not asked."""
+
+
+def forward(model: nn.Module, batch: Batch, *, router_logits: bool = False) -> Forward:
+    """The states of ``batch``, with the routers' logits where asked for.
+
+    Raises:
+        UserError: router logits are asked of a model that has none.
+    """
+    output = _base_output(model, batch, output_router_logits=True) if router_logits else _base_output(model, batch)
+    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
+    if not router_logits:
+        return Forward(hidden, None)
+    logits = output.get("router_logits")
+    if not logits:
+        raise UserError(f"{type(base_model(model)).__name__} hands out no router logits; use --router_aux_loss_coef=0")
+    return Forward(hidden, tuple(layer.flatten(0, -2) for layer in logits))
+
+
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     """The states [K, D] that predict ``batch.targets``."""
-    states = _last_hidden_state(model, batch)
-    return states.flatten(0, 1).index_select(0, batch.positions)
+    return forward(model, batch).hidden
 
 
-def _last_hidden_state(model: nn.Module, batch: Batch) -> Tensor:
-    """[B, T, D]. No attention mask: padding lies on the right, where a causal model never looks."""
+def _base_output(model: nn.Module, batch: Batch, **options: Any) -> Any:
+    """Of the model without its head. No attention mask: padding lies on the right, where a causal model never looks."""
     inner = base_model(model)
-    options: dict[str, Any] = {}
     if batch.documents is not None:
-        options = {"position_ids": batch.position_ids}
+        options["position_ids"] = batch.position_ids
         if inner.config._attn_implementation == "documents":
             options |= {"documents": batch.documents, "attention_mask": batch.longest_mask}
-    states: Tensor = inner.base_model(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
-    return states
+        elif "flash" in inner.config._attn_implementation:  # it would look for them in each layer, and wait for the GPU
+            options |= batch.documents.flash_arguments(batch.input_ids.device)
+    return _body(inner)(input_ids=batch.input_ids, use_cache=False, **options)
 
 
-def isolate_documents(model: nn.Module) -> bool:
-    """Choose an attention that keeps packed documents apart; whether the model then does so.
+def _body(inner: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without its head; Llama 4 names another module than the one that it has."""
+    from transformers import PreTrainedModel
 
-    sdpa is replaced by ``relax.attention``; eager, flash and flex attention isolate documents by their position ids.
+    if inner.base_model is not inner:
+        return inner.base_model
+    return next(child for child in inner.children() if isinstance(child, PreTrainedModel))
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Whether a model keeps packed documents apart; true where it does."""
+
+    reason: str
+    """Why not, one line that begins with the model's name; empty where it does."""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+def isolate_documents(model: nn.Module) -> Isolation:
+    """Choose an attention that keeps packed documents apart, and prove that the model then does so.
+
+    sdpa is replaced by ``relax.attention``; flash attention is told where documents begin; eager and flex attention see
+    it in the position ids. A model that cannot (recurrent state, ALiBi, ...) is left as it was.
     """
     inner = base_model(model)
     if inner.config._attn_implementation == "sdpa":
         import relax.attention  # noqa: F401  registers it
 
         inner.set_attn_implementation("documents")
-    isolated = _keeps_documents_apart(model)
-    if not isolated:
+    reason = _reason_against_packing(model)
+    if reason:
         restore_attention(model)
-    return isolated
+    return Isolation(reason)
+
+
+def _reason_against_packing(model: nn.Module) -> str:
+    inner = base_model(model)
+    if inner.config.get_text_config().to_dict().get("attn_temperature_tuning"):  # Llama 4, beyond 8,192 tokens
+        return f"{type(inner).__name__} scales its attention by a token's place in the row (attn_temperature_tuning)"
+    embedding = inner.get_input_embeddings()
+    with evaluating(model):
+        fault = isolation.find_fault(
+            lambda batch: _base_output(model, batch).last_hidden_state[0],
+            embedding,
+            vocabulary=embedding.num_embeddings,
+            device=inner.device,
+        )
+    if not fault:
+        return ""
+    attention = "sdpa" if inner.config._attn_implementation == "documents" else inner.config._attn_implementation
+    cause = "through a recurrent state" if inner._is_stateful else f"with attn_implementation={attention}"
+    return f"{type(inner).__name__} {fault} {cause}"
 
 
 def restore_attention(model: nn.Module) -> None:
@@ -139,7 +204,7 @@ def check_head(model: nn.Module) -> None:
     """Refuse a model whose own logits are not ``head(hidden state)``: its loss here would be another one's.
 
     Raises:
-        UserError: the logits differ.
+        UserError: the logits differ, or the model sees later tokens.
     """
     inner = base_model(model)
     if inner.config.to_dict().get("output_router_logits"):
@@ -147,33 +212,38 @@ def check_head(model: nn.Module) -> None:
     ids = _some_ids(model, 4)
     with evaluating(model), torch.no_grad():
         theirs = inner(input_ids=ids, use_cache=False).logits[0]
-        ours = language_head(model)(inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
-    if not _alike(ours, theirs):
+        ours = language_head(model)(_body(inner)(input_ids=ids, use_cache=False).last_hidden_state[0])
+        shorter = inner(input_ids=ids[:, :-1], use_cache=False).logits[0]
+    if not isolation.alike(shorter, theirs[:-1]):
+        raise UserError(
+            f"{type(inner).__name__} looks at the tokens it shall predict; it must be a causal language model, "
+            "which for some is a setting of its config (is_decoder)"
+        )
+    if not isolation.alike(ours, theirs):
         raise UserError(
             f"{type(inner).__name__} changes its logits in a way ReLax does not know, so its loss would be wrong; "
             "supported are a bias, logit_scale, logits_scaling and final_logit_softcapping"
         )
 
 
-def _keeps_documents_apart(model: nn.Module) -> bool:
-    """Whether two documents in one row give each the hidden states that it has alone."""
-    ids = _some_ids(model, 9)[0]
-    first, second = (Sample.of(part.tolist(), [False] * len(part)) for part in (ids[:5], ids[5:]))
-    batch = collate_packed([first, second]).to(ids.device)
-    with evaluating(model), torch.no_grad():
-        alone = [base_model(model).base_model(input_ids=x[None], use_cache=False) for x in (ids[:5], ids[5:])]
-        try:
-            together = _last_hidden_state(model, batch)[0]
-        except (TypeError, ValueError):  # the architecture takes no position ids, or refuses the attention function
-            return False
-    return _alike(together, torch.cat([output.last_hidden_state[0] for output in alone]))
+def check_lengths(model: nn.Module, longest: int) -> None:
+    """Warn where rows of up to ``longest`` tokens change the rows beside them, however they are laid out.
 
-
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal up to the order of operations; a wrong scale or mask is orders of magnitude away."""
-    tolerance = torch.finfo(theirs.dtype).eps ** 0.5
-    distance, size = (ours - theirs).float().norm(dim=-1), theirs.float().norm(dim=-1)  # of each position
-    return bool((distance <= tolerance * size).all())
+    Rotary frequencies of type longrope (Phi-3) are those of the longest row of a micro-batch, of type dynamic those of
+    the longest row so far.
+    """
+    config = base_model(model).config.get_text_config().to_dict()
+    rope = config.get("rope_parameters") or {}
+    for settings in [rope] if "rope_type" in rope else rope.values():  # one for all layers, or one for each type
+        kind = settings["rope_type"]
+        limit = settings.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        if kind in ("longrope", "dynamic") and longest > limit:
+            alone = ", or --layout=padded with --micro_batch_size=1" if kind == "longrope" else ""
+            warnings.warn(
+                f"the longest row has {longest} tokens; more than {limit} change the rotary frequencies ({kind}) of "
+                f"other rows too: use --max_length={limit}{alone}",
+                stacklevel=2,
+            )
 
 
 def _some_ids(model: nn.Module, count: int) -> Tensor:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax import checks, run_folder
-from relax.data.sources import Rows, load_rows, split_rows
+from relax.data.rows import Rows
+from relax.data.sources import load_rows, split_rows
+from relax.data.streams import RowStream, open_stream
 from relax.errors import UserError
 from relax.lora import LoRASettings, add_lora, load_adapter, lora_settings
 from relax.models import check_vocabulary, load_model, load_tokenizer
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 NEEDED: dict[str, dict[str, Any]] = {
     "model": dict.fromkeys(("dtype", "attn_implementation", "revision", "chat_template"), None)
     | {"trust_remote_code": False},
-    "dataset": {"dataset_name": None, "dataset_split": "train"},
+    "dataset": {"dataset_name": None, "dataset_split": "train", "streaming": False},
     "val_dataset": {"val_dataset_split": "train"},
     "monitor": {"monitor_mode": "min"},
 }
@@ -57,6 +59,10 @@ def check_validation(flags: Mapping[str, Any]) -> None:
         UserError: held-out rows from two places, from the training rows, or a monitored figure without any.
     """
     checks.not_both(val_dataset=flags["val_dataset"], val_split=flags["val_split"])
+    if flags["streaming"] and flags["val_split"] is not None:
+        raise UserError(
+            f"--val_split={flags['val_split']} needs all rows at hand: with --streaming give --val_dataset, or none"
+        )
     held_out, trained = ((flags[k], flags[f"{k}_split"]) for k in ("val_dataset", "dataset"))
     if flags["val_dataset"] is not None and held_out == trained:
         raise UserError(
@@ -144,28 +150,40 @@ def load_policy(
     return model, tokenizer
 
 
-def load_data(flags: Mapping[str, Any], task: Task | None, seed: int) -> tuple[Rows, Rows | None]:
-    """Training rows and held-out rows (or None).
+def check_dry_run(settings: Mapping[str, Any]) -> None:
+    """Refuse what a run that writes nothing cannot do.
+
+    Raises:
+        UserError: it is to continue or to replace another run.
+    """
+    for name in ("resume", "overwrite"):
+        if settings.get(name):
+            raise UserError(f"--dry_run writes nothing and starts anew, got --{name}={settings[name]}; leave one out")
+
+
+def load_data(flags: Mapping[str, Any], task: Task | None, seed: int) -> tuple[Rows | RowStream, Rows | None]:
+    """Training rows (a stream, if asked for) and held-out rows (or None).
 
     Args:
-        flags: dataset, dataset_name, dataset_split, val_dataset, val_dataset_split, val_split.
+        flags: dataset, dataset_name, dataset_split, streaming, val_dataset, val_dataset_split, val_split.
         task: whose rows are used when ``flags`` names none.
         seed: of the split.
 
     Raises:
         UserError: something cannot be found, read or split.
     """
-    if task is not None:
-        rows: Rows = task.train_rows()
-    else:
-        rows = load_rows(flags["dataset"], flags["dataset_split"], name=flags["dataset_name"])
+    source, split, name = flags["dataset"], flags["dataset_split"], flags["dataset_name"]
+    held_out = None
     if flags["val_dataset"] is not None:
-        name = flags["dataset_name"] if flags["val_dataset"] == flags["dataset"] else None
-        return rows, load_rows(flags["val_dataset"], flags["val_dataset_split"], name=name)
+        same = flags["val_dataset"] == source
+        held_out = load_rows(flags["val_dataset"], flags["val_dataset_split"], name=name if same else None)
+    if task is None and flags["streaming"]:
+        return open_stream(source, split, name=name), held_out
+    rows: Rows = load_rows(source, split, name=name) if task is None else task.train_rows()
     if flags["val_split"] is not None:
         share = flags["val_split"]
         return split_rows(rows, share if share < 1 else int(share), seed)
-    return rows, None
+    return rows, held_out
 
 
 def without_doubles(defaults: list["L.Callback"], own: list["L.Callback"]) -> list["L.Callback"]:

@@ -1,7 +1,10 @@
 """What callbacks and loggers may find in a batch, a module or a logger, if it is there: asked with ``isinstance``."""
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from relax.data.audit import Audit
 
 
 @runtime_checkable
@@ -66,4 +69,13 @@ class MarksInterruption(Protocol):
 
     def mark_interrupted(self) -> None:
         """The run is about to end early, by a signal, and may be resumed."""
+        ...
+
+
+@runtime_checkable
+class Auditable(Protocol):
+    """A module that can say what it is about to train on."""
+
+    def audit(self) -> "Audit":
+        """The figures of the training data."""
         ...

@@ -1,13 +1,16 @@
 """What a run tells the person who started it, on rank 0: what is trained on what, and where the results lie."""
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from torch import nn
 
 from relax import run_folder
+from relax.data.audit import LOG_WIDTH, TEXT_FILE, Audit, audit_lines, save_audit
 from relax.data.tokenized import TokenizedDataset
 from relax.models import count_parameters
 from relax.tasks import Task
@@ -18,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def say(*lines: str) -> None:
-    """Print on rank 0."""
+    """Print on rank 0; a character that the output cannot encode becomes a question mark."""
     if run_folder.is_main_process():
-        print(*lines, sep="\n", flush=True)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(*(line.encode(encoding, "replace").decode(encoding) for line in lines), sep="\n", flush=True)
 
 
 def describe_model(model: nn.Module, name: str) -> str:
@@ -43,6 +47,21 @@ def describe_data(name: str, data: TokenizedDataset) -> str:
     return f"{line}; {dropped}" if dropped else line
 
 
+def say_audit(audit: Audit, folder: Path | None) -> None:
+    """Print the audit, in colour on a terminal, and keep it in the run's folder; on rank 0.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if not run_folder.is_main_process():
+        return
+    terminal = Console()  # it knows NO_COLOR, dumb terminals and pipes
+    color = terminal.is_terminal and terminal.color_system is not None and not terminal.no_color
+    say(*audit_lines(audit, color=color, width=min(terminal.width, LOG_WIDTH) if terminal.is_terminal else LOG_WIDTH))
+    if folder is not None:
+        save_audit(audit, folder)
+
+
 def say_accuracy(when: str, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", task: Task) -> None:
     """Ask the task's held-out prompts and print the share of right answers; on rank 0."""
     if not run_folder.is_main_process():
@@ -55,6 +74,8 @@ def say_accuracy(when: str, model: nn.Module, tokenizer: "PreTrainedTokenizerBas
 def describe_results(folder: Path, logger: str) -> list[str]:
     """Where everything lies."""
     lines = [f"Everything lies in {folder}/", "  metrics.jsonl   figures of every step"]
+    if (folder / TEXT_FILE).exists():
+        lines += [f"  {TEXT_FILE}  what the model was shown"]
     lines += ["  checkpoints/    continue with --resume=auto"]
     if run_folder.export_folder(folder).exists():
         lines += ["  model/          for transformers, vLLM and others"]

@@ -1,9 +1,12 @@
 """Tiny real things that the tests share: a character tokenizer, two-layer models, rows of very unequal length."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+CACHE = tempfile.TemporaryDirectory(prefix="relax-tests-")
+os.environ["RELAX_CACHE"] = CACHE.name  # not the cache of whoever runs the tests
 
 from collections.abc import Callable
 from typing import Any

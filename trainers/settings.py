@@ -11,12 +11,15 @@ from typing import Any
 import lightning as L
 
 from relax import checks
-from relax.data.batches import Layout
+from relax.data.layout import Layout
 from relax.errors import UserError
 from relax.lightning_loop import build_lightning_trainer, quiet_lightning
 from relax.optimizers import OPTIMIZERS, SCHEDULES
 
-POSITIVE = ("learning_rate", "batch_size", "micro_batch_size", "val_every_n_steps", "decay_ratio")
+POSITIVE = (
+    *("learning_rate", "batch_size", "micro_batch_size", "max_tokens_per_micro_batch", "packing_length"),
+    *("val_every_n_steps", "decay_ratio"),
+)
 NOT_NEGATIVE = ("weight_decay", "warmup_steps", "data_workers")
 SHARES = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
 # What cuts an optimizer step or a validation apart, whose denominators are those of the whole.
@@ -43,6 +46,12 @@ def check_own(given: Mapping[str, Any]) -> None:
     checks.one_of(("auto", "packed", "padded"), layout=given["layout"])
     checks.not_both(warmup_steps=given["warmup_steps"], warmup_ratio=given["warmup_ratio"])
     checks.not_both(resume=given["resume"], overwrite=given["overwrite"])
+    checks.not_both(**{name: given[name] for name in ("max_tokens_per_micro_batch", "micro_batch_size")})
+    checks.not_both(packing_length=given["packing_length"], group_by_length=given["group_by_length"])
+    if given["packing_length"] is not None and given["layout"] == "padded":
+        raise UserError(
+            f"--packing_length={given['packing_length']} packs rows, --layout=padded does not; leave one out"
+        )
     if isinstance(given["optimizer"], str):
         checks.one_of(OPTIMIZERS, optimizer=given["optimizer"])
     for name, effective in (
@@ -70,7 +79,7 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
         tried = {name: copy.copy(value) if name == "strategy" else value for name, value in lightning.items()}
         trainer = build_lightning_trainer(**with_an_end(tried), logger=False, enable_checkpointing=False)
     devices = trainer.num_nodes * trainer.num_devices
-    layout = Layout.of(own["batch_size"], devices, own["micro_batch_size"], lightning.get("accumulate_grad_batches"))
+    accumulate = _accumulation(lightning, own, devices)
     started = int(os.environ.get("WORLD_SIZE", devices))
     if started != devices:
         raise UserError(
@@ -78,10 +87,10 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
             "and --num_nodes"
         )
     limit = lightning.get("limit_train_batches")
-    cuts = limit % layout.accumulate if isinstance(limit, int) else limit not in (None, 1.0)
+    cuts = limit % accumulate if isinstance(limit, int) else limit not in (None, 1.0)
     if cuts:
         raise UserError(
-            f"--limit_train_batches must end with an optimizer step, got {limit} at {layout.accumulate} micro-batches "
+            f"--limit_train_batches must end with an optimizer step, got {limit} at {accumulate} micro-batches "
             "a step; --max_steps counts steps"
         )
     endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
@@ -90,6 +99,24 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
             f"--schedule={own['schedule']} and --warmup_ratio need an end that is known: give --max_steps or "
             "--max_epochs, or --schedule=constant"
         )
+
+
+def _accumulation(lightning: Mapping[str, Any], own: Mapping[str, Any], devices: int) -> int:
+    """Micro-batches of a step on each rank, where the count of sequences decides.
+
+    Raises:
+        UserError: the batch size does not fit them; or it is given where a budget of tokens decides.
+    """
+    given, budget = lightning.get("accumulate_grad_batches"), own["max_tokens_per_micro_batch"]
+    if budget is None:
+        return Layout.of(own["batch_size"], devices, own["micro_batch_size"], given).accumulate
+    checks.not_both(max_tokens_per_micro_batch=budget, accumulate_grad_batches=given)
+    if isinstance(lightning.get("limit_train_batches"), int):
+        raise UserError(
+            "--limit_train_batches counts micro-batches, whose number follows from the data with "
+            f"--max_tokens_per_micro_batch={budget}; use --max_steps"
+        )
+    return 1
 
 
 def with_an_end(lightning: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,3 +128,12 @@ def with_an_end(lightning: Mapping[str, Any]) -> dict[str, Any]:
 def _is_idle(value: object) -> bool:
     """Whether a limit of Lightning's limits nothing: none, zero, off, or a share of 1.0 (a count of 1 does)."""
     return value is None or value is False or value == 0 or (isinstance(value, float) and value == 1.0)
+
+
+def is_plain(value: object) -> bool:
+    """What YAML, a checkpoint read safely, and a logger's table can hold."""
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -8,11 +8,12 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
@@ -23,8 +24,13 @@ from torch import Tensor, nn
 from relax import causal_lm, run_folder
 from relax.checkpoint_io import make_atomic
 from relax.cli import dump_config
-from relax.data.batches import Batch, EpochBatches, Layout, collate_packed, collate_padded, epoch_steps
-from relax.data.loader import Bookmark, ResumableLoader
+from relax.data.audit import Audit
+from relax.data.batches import Batch
+from relax.data.epoch import EpochBatches, PlannedBatches
+from relax.data.layout import Layout
+from relax.data.loader import BatchSource, Bookmark, ResumableLoader
+from relax.data.planning import Step
+from relax.data.streaming import SampleStream
 from relax.data.tokenized import TokenizedDataset
 from relax.errors import TrainingStopped, UserError
 from relax.export import check_export, export_model, model_card
@@ -37,7 +43,6 @@ from relax.lightning_loop import (
     step_will_be_logged,
 )
 from relax.lora import enable_gradient_checkpointing
-from relax.models import pad_id
 from relax.optimizers import (
     OptimizerFactory,
     build_optimizer,
@@ -47,11 +52,19 @@ from relax.optimizers import (
 )
 from relax.report import say
 from relax.seeding import seed_generators
-from trainers.settings import check_lightning, check_own, with_an_end
+from trainers.advice import (
+    warn_of_a_validation_that_never_comes,
+    warn_of_half_precision,
+    warn_of_settings_for_another_trainer,
+    warn_without_effect,
+)
+from trainers.batching import audit_batches, build_batches, check_data, decide_packing, planned_steps
+from trainers.dry_run import DryRun, DryRunWatch, LargestStep
+from trainers.settings import check_lightning, check_own, is_plain, with_an_end
 
 # A run can only be continued with these as they were: they shape the order of the data or the optimizer's state.
 BOUND = (
-    *("group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
+    *("batch_size", "packing_length", "group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
     *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
 )
 
@@ -64,7 +77,7 @@ class Trainer(L.LightningModule, ABC):
     Args:
         model: transformers causal language model, or a PEFT model around one.
         tokenizer: the model's tokenizer.
-        train_dataset: tokenized rows; subclasses tokenize plain ones.
+        train_dataset: tokenized rows, all at hand or streamed; subclasses tokenize plain ones.
         val_dataset: held-out rows; None skips validation.
         learning_rate: the highest rate of the schedule.
         weight_decay: on matrices; biases and norms never decay.
@@ -77,6 +90,9 @@ class Trainer(L.LightningModule, ABC):
         decay_ratio: share of the steps after warm-up in which schedule=wsd decays; default 0.3.
         batch_size: sequences in one optimizer step, over all devices.
         micro_batch_size: sequences one device computes at a time; default: its whole share of batch_size.
+        max_tokens_per_micro_batch: the same by tokens, padding included: as few micro-batches as keep within it.
+        packing_length: pack rows (best fit, longest first) into sequences of at most so many tokens; batch_size and
+            micro_batch_size then count these.
         layout: packed lays sequences end to end without padding, padded fills up to the longest, auto packs where the
             model can; speed changes, the gradient does not.
         group_by_length: put rows of like length into the same optimizer step (less padding, less random order).
@@ -106,7 +122,7 @@ class Trainer(L.LightningModule, ABC):
         model: nn.Module,
         tokenizer: Any,
         *,
-        train_dataset: TokenizedDataset,
+        train_dataset: TokenizedDataset | SampleStream,
         val_dataset: TokenizedDataset | None = None,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
@@ -119,6 +135,8 @@ class Trainer(L.LightningModule, ABC):
         decay_ratio: float | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
+        max_tokens_per_micro_batch: int | None = None,
+        packing_length: int | None = None,
         layout: Literal["auto", "packed", "padded"] = "auto",
         group_by_length: bool = False,
         data_workers: int = 0,
@@ -143,23 +161,26 @@ class Trainer(L.LightningModule, ABC):
         self.warmup_steps, self.warmup_ratio = warmup_steps, warmup_ratio
         self.min_lr_ratio, self.decay_ratio = min_lr_ratio, decay_ratio
         self.batch_size, self.micro_batch_size, self.layout = batch_size, micro_batch_size, layout
+        self.max_tokens_per_micro_batch, self.packing_length = max_tokens_per_micro_batch, packing_length
         self.group_by_length, self.data_workers, self.seed = group_by_length, data_workers, seed
         self.compile_loss, self.val_every_n_steps, self.merge_adapter = compile_loss, val_every_n_steps, merge_adapter
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.resume, self.overwrite = resume, overwrite
-        self._callbacks, self._logger, self._lightning = list(callbacks), logger, lightning
+        self.own_callbacks, self._logger, self.lightning_settings = list(callbacks), logger, lightning
         self._figures = Figures()
         self._gradient_norm: Tensor | None = None
         self._own_trainer: L.Trainer | None = None
+        self._rehearses = False
         self._bookmark: Bookmark | None = None
         own = self._own_settings()
         self.check(**own, **lightning, resume=resume, overwrite=overwrite)
-        self._warn_without_effect()
+        check_data(self)
+        warn_without_effect(self)
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
         own |= {"optimizer": optimizer if isinstance(optimizer, str) else "a callable", "betas": list(betas)}
         own |= {"gradient_checkpointing": gradient_checkpointing}
-        own |= {name: value for name, value in lightning.items() if _is_plain(value)}
+        own |= {name: value for name, value in lightning.items() if is_plain(value)}
         self.save_hyperparameters(own | dict(config or {}))
 
     @classmethod
@@ -201,29 +222,48 @@ class Trainer(L.LightningModule, ABC):
             run_folder.claim(self.output_dir, kind=kind, resume=resumed, overwrite=self.overwrite)
         if self.resume is not None:
             say(f"Continuing from {checkpoint}" if checkpoint else "No checkpoint yet: starting at the beginning")
-        trainer = self._own_trainer = self.lightning_trainer()
+        self._fit(self.lightning_trainer(), checkpoint)
+        return self
+
+    def dry_run(self) -> DryRun:
+        """Train one optimizer step, that of the first epoch with the largest micro-batch, and log and export nothing.
+
+        The callbacks are called; with ``default_callbacks(None)`` they write nothing either. The weights are changed by
+        it: this is for a look before the run, in a process of its own.
+
+        Raises:
+            TrainingStopped: it does not fit in memory, or the loss is not finite.
+        """
+        self._rehearses, watch = True, DryRunWatch()
+        silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+        self._fit(
+            self.lightning_trainer(**silent, callbacks=[*self.own_callbacks, watch], max_steps=1, max_epochs=1), None
+        )
+        return watch.result(self.device)
+
+    def _fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
+        self._own_trainer = trainer
         try:
             with lightning_refusals():
                 trainer.fit(self, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError as error:
             raise TrainingStopped(
-                f"out of memory ({str(error).splitlines()[0]}); lower --micro_batch_size (the gradient stays the "
-                "same), or add --gradient_checkpointing"
+                f"out of memory ({str(error).splitlines()[0]}); lower --micro_batch_size or "
+                "--max_tokens_per_micro_batch (the gradient stays the same), or add --gradient_checkpointing"
             ) from error
-        return self
 
     def unfreeze(self) -> Self:
         """Make every parameter trainable. Lightning's own would call ``self.train()`` and so start a run."""
         self.requires_grad_(True)
         return super().train(True)
 
-    def lightning_trainer(self) -> L.Trainer:
+    def lightning_trainer(self, **overrides: Any) -> L.Trainer:
         """The ``lightning.Trainer`` of this run, its accumulation derived from ``batch_size`` and the devices.
 
         Raises:
             UserError: devices that do not exist, or a batch size that they do not divide.
         """
-        saves = any(isinstance(c, Checkpoint) for c in self._callbacks)
+        saves = any(isinstance(c, Checkpoint) for c in self.own_callbacks)
         arguments = {
             "enable_checkpointing": saves,
             "enable_model_summary": False,
@@ -231,48 +271,40 @@ class Trainer(L.LightningModule, ABC):
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
             "default_root_dir": self.output_dir,
-        } | with_an_end(self._lightning)
+        } | with_an_end(self.lightning_settings)
         if self.val_data is None:
             arguments["limit_val_batches"] = 0
-        trainer = build_lightning_trainer(**arguments, callbacks=self._callbacks, logger=self._logger)
-        layout = self._cut(trainer.num_nodes * trainer.num_devices, self._lightning.get("accumulate_grad_batches"))
-        trainer.accumulate_grad_batches = layout.accumulate
+        arguments |= {"callbacks": self.own_callbacks, "logger": self._logger} | overrides
+        trainer = build_lightning_trainer(**arguments)
+        if self.max_tokens_per_micro_batch is None:
+            devices = trainer.num_nodes * trainer.num_devices
+            trainer.accumulate_grad_batches = self.cut(
+                devices, self.lightning_settings.get("accumulate_grad_batches")
+            ).accumulate
         make_atomic(trainer)
-        if self.val_every_n_steps is not None:
-            trainer.val_check_interval = self.val_every_n_steps * layout.accumulate
-            trainer.check_val_every_n_epoch = None
         return trainer
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: fix the batch layout and look whether the model computes what ReLax thinks it does."""
         if stage not in ("fit", "validate"):
             return
-        self._layout = self._cut(self.trainer.world_size, self.trainer.accumulate_grad_batches)
         self._bookmark = None  # a checkpoint, which is read after this, may bring one
         self._figures.clear()
         self._gradient_norm = None
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
         if self.trainer is not self._own_trainer:
-            self._warn_of_settings_for_another_trainer()
+            warn_of_settings_for_another_trainer(self)
         if isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             self.to(self.trainer.strategy.root_device)  # where flash attention runs, and a large model is probed fast
         if self.output_dir is not None:
             check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
-        half = any(parameter.element_size() < 4 for parameter in self._trained().values())
-        if half or self.trainer.precision in ("bf16-true", "16-true"):
-            warnings.warn(
-                "the trained weights are in half precision, where small updates are lost to rounding; use "
-                "--dtype=float32 with --precision=bf16-mixed",
-                stacklevel=2,
-            )
+        warn_of_half_precision(self)
         causal_lm.check_head(self.model)
-        packs = self.layout != "padded" and causal_lm.isolate_documents(self.model)
-        if self.layout == "packed" and not packs:
-            raise UserError(
-                "--layout=packed needs a model that keeps packed documents apart, "
-                f"{type(causal_lm.base_model(self.model)).__name__} does not; use --layout=padded"
-            )
-        self._collate = partial(collate_packed if packs else collate_padded, pad_id=pad_id(self.tokenizer))
+        self._batches = build_batches(self, packed=decide_packing(self))
+        self.trainer.accumulate_grad_batches = self._batches.builder.layout.accumulate
+        if self.val_every_n_steps is not None and self.trainer is self._own_trainer:
+            self.trainer.val_check_interval = self.val_every_n_steps * self.trainer.accumulate_grad_batches
+            self.trainer.check_val_every_n_epoch = None
 
     def teardown(self, stage: str) -> None:
         """Lightning's hook: leave the model as it came."""
@@ -282,17 +314,21 @@ class Trainer(L.LightningModule, ABC):
 
     def train_dataloader(self) -> ResumableLoader:
         """Lightning's hook: the micro-batches of this rank."""
+        layout = self._batches.builder.layout
+        source: BatchSource = self._batches
+        if self._rehearses and isinstance(source, PlannedBatches):
+            source = LargestStep(source)
         self._loader = ResumableLoader(
-            self._epoch_batches,
+            source,
             epoch=lambda: self.current_epoch,
             processed=lambda: micro_batches_done(self.trainer),
             resume=lambda: self._bookmark,
             identity={
                 "data": self.train_data.fingerprint,
                 "seed": self.seed,
-                "batch_size": self.batch_size,
-                "micro_batch_size": self._layout.micro_batch_size,
-                "number of devices": self._layout.world_size,
+                "micro_batch_size": layout.micro_batch_size,
+                "max_tokens_per_micro_batch": layout.max_tokens,
+                "number of devices": layout.world_size,
                 **{name: self.hparams[name] for name in BOUND},
                 "frozen weights": causal_lm.frozen_digest(self.model),
             },
@@ -301,25 +337,29 @@ class Trainer(L.LightningModule, ABC):
         )
         return self._loader
 
-    def on_train_start(self) -> None:
-        """Lightning's hook: the run is about to begin, or to go on, and nothing is in its way."""
-        if self._bookmark is not None:
-            self._loader.check(self._bookmark)
-        if self.output_dir is not None and run_folder.is_main_process():
-            dump_config(self.output_dir / "config.yaml", dict(self.hparams))
-        self._warn_of_a_validation_that_never_comes()
-
-    def _epoch_batches(self, epoch: int) -> EpochBatches:
-        steps = epoch_steps(self.train_data.lengths, self.batch_size, self.seed, epoch, self.group_by_length)
-        return EpochBatches(self.train_data, steps, self._layout, self.global_rank, self._collate)
-
     def val_dataloader(self) -> EpochBatches | list[Any]:
         """Lightning's hook: the held-out rows of this rank, as one step over the whole set."""
         if self.val_data is None:
             return []
-        layout = Layout.whole(len(self.val_data), self._layout.world_size, self._layout.micro_batch_size)
-        everything = [torch.arange(len(self.val_data)).numpy()]
-        return EpochBatches(self.val_data, everything, layout, self.global_rank, self._collate)
+        rows = np.arange(len(self.val_data))
+        everything = Step(rows, rows)
+        layout = self._batches.builder.layout.whole(everything, self.val_data.lengths)
+        return EpochBatches(self.val_data, [everything], replace(self._batches.builder, layout=layout))
+
+    def on_train_start(self) -> None:
+        """Lightning's hook: the run is about to begin, or to go on, and nothing is in its way."""
+        if self._bookmark is not None:
+            self._loader.check(self._bookmark)
+        if self._rehearses:
+            return
+        if self.output_dir is not None and run_folder.is_main_process():
+            dump_config(self.output_dir / "config.yaml", dict(self.hparams))
+        if isinstance(self._batches, PlannedBatches):
+            warn_of_a_validation_that_never_comes(self, self._batches.plan.num_steps)
+
+    def audit(self) -> Audit:
+        """What is trained on, as micro-batches lay it out; of a stream, the first rows. Inside a run only."""
+        return audit_batches(self._batches, self.tokenizer, seed=self.seed)
 
     # One step
 
@@ -372,6 +412,11 @@ class Trainer(L.LightningModule, ABC):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self._gradient_norm = None
 
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Lightning's hook: gradients go at once, not after the next forward pass, which can use their memory."""
+        super().optimizer_step(*args, **options)
+        self.zero_grad()
+
     def on_validation_epoch_start(self) -> None:
         """Start a validation's figures anew (training's are complete: validation runs between optimizer steps)."""
         self._figures.clear()
@@ -402,7 +447,7 @@ class Trainer(L.LightningModule, ABC):
             # A fused optimizer unscales fp16 gradients inside its step, after they are clipped, measured and logged.
             fused=self.trainer.precision != "16-mixed",
         )
-        total = self.trainer.estimated_stepping_batches
+        total = planned_steps(self)
         warmup_steps = self.warmup_steps or (round(self.warmup_ratio * total) if self.warmup_ratio else 0)
         if warmup_steps and warmup_steps >= total:
             warnings.warn(
@@ -470,36 +515,13 @@ class Trainer(L.LightningModule, ABC):
         # With duplicates: callbacks that keep a copy of the weights look for tied ones under both their names.
         return {name: p for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
 
-    def _cut(self, world_size: int, accumulate: int | None) -> Layout:
+    def cut(self, world_size: int, accumulate: int | None) -> Layout:
+        """How a step is cut by count.
+
+        Raises:
+            UserError: the numbers do not multiply to ``batch_size``.
+        """
         return Layout.of(self.batch_size, world_size, self.micro_batch_size, accumulate)
-
-    def _warn_without_effect(self) -> None:
-        if self.val_data is None and self.val_every_n_steps is not None:
-            warnings.warn("--val_every_n_steps has no effect without validation data", stacklevel=4)
-        if self.output_dir is not None and not any(isinstance(c, Checkpoint) for c in self._callbacks):
-            warnings.warn(
-                f"no checkpoint will be written to {self.output_dir}: pass callbacks=default_callbacks(output_dir)",
-                stacklevel=4,
-            )
-
-    def _warn_of_settings_for_another_trainer(self) -> None:
-        given = [*self._lightning, *(["callbacks"] if self._callbacks else []), *(["resume"] if self.resume else [])]
-        given += ["val_every_n_steps"] if self.val_every_n_steps else []
-        if given:
-            warnings.warn(
-                f"{', '.join(given)}: no effect with a lightning.Trainer of your own; give them to it",
-                stacklevel=2,
-            )
-
-    def _warn_of_a_validation_that_never_comes(self) -> None:
-        steps = self.trainer.estimated_stepping_batches
-        first = self.val_every_n_steps or len(self._loader) // self._layout.accumulate
-        if self.val_data is not None and first > steps:
-            warnings.warn(
-                f"the validation data are never used: the run ends at step {steps}, before the first validation at "
-                f"step {first}; lower --val_every_n_steps",
-                stacklevel=2,
-            )
 
     def _own_settings(self) -> dict[str, Any]:
         """The plain settings by name: for the checks, and for what a checkpoint and a logger keep."""
@@ -507,12 +529,3 @@ class Trainer(L.LightningModule, ABC):
         return {
             name: self.__dict__[name] for name in sorted(names - {"tokenizer", "output_dir", "resume", "overwrite"})
         }
-
-
-def _is_plain(value: object) -> bool:
-    """What YAML, a checkpoint read safely, and a logger's table can hold."""
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)

@@ -1,9 +1,9 @@
-"""Chat templates: a conversation -> its text, and the spans of the text to learn. Knows no token ids.
+"""Conversations -> their text, and the spans of the text to learn. Knows no token ids.
 
 The template is the only authority on where a turn begins and ends. A template with ``{% generation %}`` markers says so
 itself; any other is asked by rendering prefixes of the conversation: an answer begins where the generation prompt ends
 and ends where the template, given no later turn, ends. A template that renders an earlier turn differently once later
-ones follow has no such place, and the row is refused.
+ones follow has no such place, and the row is refused; so is a row of which the template leaves something out.
 
 What is learnt of a turn: everything from the end of the generation prompt to the end-of-turn token, that included. The
 white space that templates put after it is never learnt (generation has stopped by then), and the text is cut after the
@@ -14,21 +14,15 @@ import re
 from itertools import chain, pairwise, takewhile
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from jinja2 import TemplateError
-
-from relax.data.formats import Chat, Message
+from relax.data.chat_template import OTHER_TEMPLATE, ChatTemplate, Span, TemplateFails
+from relax.data.examples import Chat
+from relax.data.template_fit import check_nothing_left_out, tool_forms
 from relax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TrainOn = Literal["completion", "last", "all"]
-Span = tuple[int, int]
-
-_GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_OTHER_TEMPLATE = "give another template with --chat_template=FILE"
-# A template is a program from elsewhere; this is what a wrong program, or a row it was not written for, raises.
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 class Rendered(NamedTuple):
@@ -56,19 +50,11 @@ class ChatRenderer:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        template = tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if template is None:
-            raise UserError("the rows are chat messages and the tokenizer has no chat template: " + _OTHER_TEMPLATE)
-        self.template: str = template
-        self.special_tokens: dict[str, str] = tokenizer.special_tokens_map
-        self.eos: str = self.special_tokens.get("eos_token", "")
-        self.has_markers = _GENERATION_MARKER.search(self.template) is not None
-
-    def render(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
-        """The conversation as text, optionally opened for the next answer."""
-        return self._render(messages, generation_prompt=generation_prompt).text
+        self.template = ChatTemplate(tokenizer)
+        self.eos: str = self.template.special_tokens.get("eos_token", "")
+        tokens = {token.content for token in tokenizer.added_tokens_decoder.values()}
+        self._tokens = tuple(sorted(tokens, key=len, reverse=True))
+        self._token = re.compile("|".join(map(re.escape, self._tokens)) or "(?!)")
 
     def learn(self, chat: Chat, train_on: TrainOn) -> Rendered:
         """The conversation's text up to the last learnt token, and what of it is learnt.
@@ -76,78 +62,100 @@ class ChatRenderer:
         ``train_on``: "completion" the answers that ``chat`` names, "last" only its last, "all" every token.
 
         Raises:
-            UserError: the template fails on these messages, or does not say where an answer begins or ends.
+            UserError: the template fails on these messages, leaves something out, or does not say where an answer
+                begins or ends.
         """
+        if train_on != "all":  # what follows the last answer is neither learnt nor seen by it
+            answers = chat.answers[-1:] if train_on == "last" else chat.answers
+            chat = chat._replace(messages=chat.messages[: answers[-1] + 1], answers=answers)
+        failures: list[TemplateFails] = []
+        for messages in tool_forms(chat.messages):
+            try:
+                return self._learn(chat._replace(messages=messages), train_on)
+            except TemplateFails as failure:
+                failures.append(failure)
+        raise failures[0]
+
+    def _learn(self, chat: Chat, train_on: TrainOn) -> Rendered:
+        text, marks = self.template.render_marked(chat.messages, tools=chat.tools)
+        check_nothing_left_out(self.template, chat, text)
         if train_on == "all":
-            text = self.render(chat.messages).rstrip()
-            return Rendered(text, [(0, len(text))])
-        answers = chat.answers if train_on == "completion" else chat.answers[-1:]
-        messages = chat.messages[: answers[-1] + 1]  # what follows the last answer is neither learnt nor seen by it
-        marked = self._render(messages, mark=self.has_markers)
-        spans = self._marked_spans(messages, answers[0], marked) or self._prefix_spans(messages, answers, marked.text)
-        return Rendered(marked.text[: spans[-1][1]], spans)
+            whole = text.rstrip()
+            return Rendered(whole, [(0, len(whole))])
+        spans = self._marked_spans(chat, text, marks) or self._prefix_spans(chat, text)
+        return Rendered(text[: spans[-1][1]], spans)
 
-    def _render(self, messages: list[Message], *, generation_prompt: bool = False, mark: bool = False) -> Rendered:
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def _marked_spans(self, chat: Chat, text: str, marks: list[Span]) -> list[Span]:
+        """The spans that the template's own markers give, less those of turns that are not to be learnt.
 
-        try:
-            texts, marks = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.template,
-                add_generation_prompt=generation_prompt,
-                return_assistant_tokens_mask=mark,
-                **self.special_tokens,
-            )
-        except _TEMPLATE_ERRORS as error:
-            what = "these messages" if messages else "no messages (the conversation begins with an assistant turn)"
-            reason = " ".join(str(error).split())
-            raise UserError(f"the chat template fails on {what}: {reason}; correct them or {_OTHER_TEMPLATE}") from None
-        return Rendered(texts[0], marks[0] if mark else [])
-
-    def _marked_spans(self, messages: list[Message], first: int, marked: Rendered) -> list[Span]:
-        """The spans that the template's own markers give, from turn ``first`` on; none if it marks nothing.
-
-        An end-of-sequence token right behind a span belongs to it: without it the model would never learn to stop.
+        End-of-turn tokens right behind a span belong to it: without them the model would never learn to stop. What they
+        are is seen behind the last answer, where no next turn can begin.
         """
-        earlier = messages[:first] if any(message["role"] == "assistant" for message in messages[:first]) else []
-        begin = len(self._prefix(self.render(earlier), marked.text, first, [])) if earlier and marked.spans else 0
-        spans = []
-        for start, end in marked.spans:
-            stop = end + len(self.eos) if marked.text.startswith(self.eos, end) else end
-            stop = start + len(marked.text[start:stop].rstrip())
-            if start >= begin and stop > start:
-                spans.append((start, stop))
+        if not marks:
+            return []
+        begin = self._begin_of_learnt(chat, text)
+        closing = text[marks[-1][1] :].rstrip()
+        end_of_turn = self._token.match(closing)
+        spans = [
+            (start, end + len(end_of_turn[0]) if end_of_turn and text.startswith(end_of_turn[0], end) else end)
+            for start, end in marks
+            if end > begin
+        ]
+        spans = [(start, start + len(text[start:end].rstrip())) for start, end in spans if text[start:end].strip()]
+        if 0 < len(spans) < len(chat.answers):
+            raise UserError(
+                f"the chat template's generation markers mark only {len(spans)} of the {len(chat.answers)} answers; "
+                f"learn only the last answer of each row with --train_on=last, or {OTHER_TEMPLATE}"
+            )
+        if spans and not self._token.sub("", closing).strip():  # a template may close the conversation as well (Phi-3)
+            spans[-1] = (spans[-1][0], len(text.rstrip()))
         return spans
 
-    def _prefix_spans(self, messages: list[Message], answers: list[int], text: str) -> list[Span]:
+    def _begin_of_learnt(self, chat: Chat, text: str) -> int:
+        """Where the first answer to learn begins: behind every mark of an earlier turn."""
+        first = chat.answers[0]
+        if all(message["role"] != "assistant" for message in chat.messages[:first]):
+            return 0
+        return self._begin(chat, text, first)
+
+    def _prefix_spans(self, chat: Chat, text: str) -> list[Span]:
         """The spans found by rendering the conversation up to each answer, without and with it."""
         spans: list[Span] = []
-        for turn in answers:
-            answered = text.rstrip() if turn == answers[-1] else self._answered(messages[: turn + 1], text)
-            end = len(self._prefix(answered, text, turn, answers))
-            start = len(self._prefix(self.render(messages[:turn], generation_prompt=True), text, turn, answers))
+        for turn in chat.answers:
+            start, end = self._begin(chat, text, turn), self._end(chat, text, turn)
             if end <= start or (spans and start < spans[-1][1]):
                 raise UserError(
-                    f"the chat template renders message {turn + 1}, an answer, to nothing; {_OTHER_TEMPLATE}"
+                    f"the chat template renders message {turn + 1}, an answer, to nothing; {OTHER_TEMPLATE}"
                 )
             spans.append((start, end))
         return spans
 
-    def _answered(self, messages: list[Message], text: str) -> str:
-        """The text up to the end of the last of ``messages``; ``text`` goes on with later turns.
+    def _begin(self, chat: Chat, text: str, turn: int) -> int:
+        asked = self.template.render(chat.messages[:turn], tools=chat.tools, generation_prompt=True)
+        return _check_prefix(asked, text, turn, chat)
 
-        Some templates (Phi-3) close a conversation, not a turn, with an eos token: it is gone once a turn follows.
+    def _end(self, chat: Chat, text: str, turn: int) -> int:
+        """Where the answer ends. A template may close the conversation as well, by an eos token behind the turn's own
+        end (Phi-3); where the eos token takes the place of another one (gpt-oss), the turn was rewritten.
         """
-        answered = self.render(messages).rstrip()
-        return answered if text.startswith(answered) else answered.removesuffix(self.eos).rstrip()
+        if turn == chat.answers[-1]:
+            return len(text.rstrip())
+        answered = self.template.render(chat.messages[: turn + 1], tools=chat.tools).rstrip()
+        unclosed = answered.removesuffix(self.eos).rstrip()
+        if not text.startswith(answered) and unclosed.endswith(self._tokens):
+            answered = unclosed
+        return _check_prefix(answered, text, turn, chat)
 
-    def _prefix(self, prefix: str, text: str, turn: int, answers: list[int]) -> str:
-        if text.startswith(prefix):
-            return prefix
-        at = len([*takewhile(lambda pair: pair[0] == pair[1], zip(prefix, text, strict=False))])
-        way_out = f"learn only the last answer with --train_on=last, or {_OTHER_TEMPLATE}"
-        raise UserError(
-            f"the chat template is not stable at message {turn + 1}: up to there it writes {prefix[at : at + 30]!r} "
-            f"where the whole conversation has {text[at : at + 30]!r}, so what to learn cannot be told; "
-            f"{way_out if len(answers) > 1 else _OTHER_TEMPLATE}"
-        )
+
+def _check_prefix(prefix: str, text: str, turn: int, chat: Chat) -> int:
+    """How long the prefix is, which must begin the text."""
+    if text.startswith(prefix):
+        return len(prefix)
+    same = len([*takewhile(lambda pair: pair[0] == pair[1], zip(prefix, text, strict=False))])
+    seen = slice(max(same - 10, 0), same + 30)  # with what leads up to the difference
+    way_out = f"learn only the last answer of each row with --train_on=last, or {OTHER_TEMPLATE}"
+    raise UserError(
+        f"the chat template is not stable at message {turn + 1}: up to there it writes {prefix[seen]!r} "
+        f"where the whole conversation has {text[seen]!r}, so what to learn cannot be told; "
+        f"{way_out if len(chat.answers) > 1 else OTHER_TEMPLATE}"
+    )

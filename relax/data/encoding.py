@@ -1,174 +1,209 @@
-"""Rows -> token ids and loss mask, a thousand rows to a call of the tokenizer. Reads no files, builds no batches.
+"""Rows -> samples, a thousand rows to a call of the tokenizer. Reads no files, builds no batches.
 
-Prompt and completion are joined as ids, not as text, so the boundary is exact and equals what generation sees. A
-conversation is tokenized whole, as the template writes it, and cut at the spans to learn.
+A row is read by its format, turned into text (a conversation: by the chat template), tokenized, and cut to length.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, islice
-from string import ascii_letters, digits
-from typing import TYPE_CHECKING, get_args
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from relax.data.cells import as_row
 from relax.data.chat import ChatRenderer, Rendered, TrainOn
-from relax.data.formats import Format, Row, Text, recognise
-from relax.data.sources import Rows, RowSubset
-from relax.data.tokenized import Sample, TokenizationReport, TokenizedDataset
+from relax.data.examples import Chat, Preference, Prompt, Row, Text, Tokens
+from relax.data.formats import Format, choose, read_weight, rename
+from relax.data.token_ids import TokenIds
+from relax.data.tokenized import Sample, TokenizationReport
+from relax.data.truncation import Truncation, truncate
 from relax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = list[int]
 _ROWS_PER_CALL = 1000
-_NO_TARGET = "empty text"
-_CUT_AWAY = "no training target within max_length"
+_CHARACTERS_PER_CALL = 2_000_000
+_NOT_FOR_LEARNING = {
+    Prompt: "the row is only a prompt, with nothing to learn; rows to learn from need a 'completion' or 'messages'",
+    Preference: (
+        "the row is a preference pair, which is not learnt from directly; to learn the chosen answer, give "
+        "--columns='{completion: chosen}'"
+    ),
+}
 
 
-def tokenize_rows(
-    rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int | None = None,
-    train_on: TrainOn = "completion",
-    where: str = "data",
-    max_dropped_share: float = 0.05,
-) -> TokenizedDataset:
-    """Tokenize a data set and say of every token whether it is learnt.
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How rows become samples.
 
-    The first row decides the format. ``train_on``: "completion" learns completions and assistant turns (of a ``text``
-    row, everything), "last" only the last assistant turn, "all" every token. Longer rows are cut at the end to
-    ``max_length`` tokens. Rows left without a target are dropped; the data set's ``report`` counts both.
+    Args:
+        max_length: tokens of a sample, at least 2; None leaves rows whole.
+        truncation: of a longer row: "end" or "start" cuts that off, "drop" leaves the row out, "error" stops.
+        train_on: "completion" learns completions and assistant turns (of a ``text`` row, everything; of a tokenized
+            row, what its labels or loss mask say), "last" only the last assistant turn, "all" every token.
+        format: the rows' format by name; None: recognised by the columns of the first row.
+        columns: our column name -> the rows' name for it, for rows that call theirs otherwise.
+        weight_column: the column with each row's weight in the loss; rows of weight 0 are dropped.
 
     Raises:
-        UserError: a bad row (the message begins ``where:row N``, counted from 1); no row left; more than
-            ``max_dropped_share`` of the rows dropped; a tokenizer without the eos token or chat template needed.
+        UserError: a value that is none of these.
     """
-    if max_length is not None and max_length < 2:
-        raise UserError(f"--max_length must be at least 2, a token to read and one to predict, got {max_length}")
-    if not len(rows):
-        raise UserError(f"{where}: no rows")
-    encoder = RowEncoder(rows[0], tokenizer, train_on, where)
-    report = TokenizationReport()
-    kept: list[tuple[int, Sample]] = []
-    for number, sample in encoder.encode(zip(_numbers(rows), rows, strict=True)):
+
+    max_length: int | None = None
+    truncation: Truncation = "end"
+    train_on: TrainOn = "completion"
+    format: str | None = None
+    columns: Mapping[str, str] | None = None
+    weight_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(
+                f"--max_length must be at least 2, a token to read and one to predict, got {self.max_length}"
+            )
+        if self.train_on not in get_args(TrainOn):
+            raise UserError(f"--train_on must be one of {', '.join(get_args(TrainOn))}, got {self.train_on!r}")
+        if self.truncation not in get_args(Truncation):
+            raise UserError(f"--truncation must be one of {', '.join(get_args(Truncation))}, got {self.truncation!r}")
+
+
+Reason = Literal[
+    "", "empty text", "no training target", "no training target within max_length", "longer than max_length", "weight 0"
+]
+
+
+class Encoded(NamedTuple):
+    """What became of a row."""
+
+    sample: Sample | None
+    """None: the row is dropped."""
+    reason: Reason = ""
+    """Why it is dropped."""
+    truncated_tokens: int = 0
+    without_end_of_turn: bool = False
+    double_bos: bool = False
+    unknown_tokens: int = 0
+
+    def count_in(self, report: TokenizationReport) -> None:
+        """Add the row to ``report``."""
         report.rows += 1
-        short = sample.head(max_length)
-        if short.loss_mask.any():
-            report.truncated += len(short.input_ids) < len(sample.input_ids)
-            kept.append((number, short))
-        else:
-            report.dropped[_CUT_AWAY if sample.loss_mask.any() else _NO_TARGET] += 1
-    report.without_end_of_turn = encoder.without_end_of_turn
-    _check(report, where, max_length, max_dropped_share)
-    return TokenizedDataset.from_samples([sample for _, sample in kept], [number for number, _ in kept], report)
+        if self.sample is None:
+            report.dropped[self.reason] += 1
+        report.truncated += self.truncated_tokens > 0
+        report.truncated_tokens += self.truncated_tokens
+        report.without_end_of_turn += self.without_end_of_turn
+        report.double_bos += self.double_bos
+        report.unknown_tokens += self.unknown_tokens
 
 
-def tokenize_row(row: Row, tokenizer: "PreTrainedTokenizerBase", *, train_on: TrainOn = "completion") -> Sample:
-    """One row, whole, as :func:`tokenize_rows` does it.
+class _Prepared(NamedTuple):
+    """A row that is read, not yet tokenized."""
 
-    Raises:
-        UserError: a bad row, or one without a target.
-    """
-    [(_, sample)] = RowEncoder(row, tokenizer, train_on, "data").encode([(0, row)])
-    if not sample.loss_mask.any():
-        raise UserError(f"data:row 1: {_NO_TARGET}: there is nothing to learn")
-    return sample
+    place: str
+    item: Text | Rendered | Tokens | None
+    """None: its weight is 0."""
+    weight: float
+
+    @property
+    def texts(self) -> list[str]:
+        """What the tokenizer is asked for."""
+        if isinstance(self.item, Text):
+            return [*self.item]
+        return [self.item.text, *self.item.pieces[:-1]] if isinstance(self.item, Rendered) else []
 
 
 class RowEncoder:
-    """Encodes rows of the format that ``first_row`` has; ``without_end_of_turn`` counts open-ended chats."""
+    """Encodes rows of one format: the one named in the options, else the one that ``first_row`` has.
 
-    def __init__(self, first_row: Row, tokenizer: "PreTrainedTokenizerBase", train_on: TrainOn, where: str):
-        if train_on not in get_args(TrainOn):
-            raise UserError(f"--train_on must be one of {', '.join(get_args(TrainOn))}, got {train_on!r}")
+    Raises:
+        UserError: no format fits; the message begins with ``where``.
+    """
+
+    def __init__(
+        self,
+        first_row: Row,
+        tokenizer: "PreTrainedTokenizerBase",
+        options: EncodingOptions | None = None,
+        where: str = "data",
+    ):
         self.tokenizer = tokenizer
-        self.train_on: TrainOn = train_on
-        self.where = where
-        self.without_end_of_turn = 0
-        self._stop: Ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.options = options or EncodingOptions()
+        self.ids = TokenIds(tokenizer)
         with _at(where):
-            self.format: Format = recognise(_mapping(first_row).keys())
+            self.format: Format = choose(self.options.format, self._named(first_row).keys())
 
-    def encode(self, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Sample]]:
-        """A whole sample for each numbered row, in order."""
-        numbered = iter(rows)
-        while chunk := [*islice(numbered, _ROWS_PER_CALL)]:
-            prepared = [self._prepare(number, row) for number, row in chunk]
-            texts = [[*item] if isinstance(item, Text) else [item.text, *item.pieces[:-1]] for item in prepared]
-            ids = iter(self._tokenize([*chain.from_iterable(texts)]))
-            for (number, _), item, parts in zip(chunk, prepared, texts, strict=True):
-                with self._at_row(number):
-                    sample = self._assemble(item, [*islice(ids, len(parts))])
-                yield number, sample
+    def encode(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Encoded]:
+        """What becomes of each (place, row), in order; up to a thousand rows are read ahead.
 
-    def _prepare(self, number: int, row: Row) -> Text | Rendered:
-        with self._at_row(number):
-            example = self.format.read(_mapping(row))
-        if isinstance(example, Text):
-            if not self._stop:
-                raise UserError(
-                    "the tokenizer has no eos token, so the model could not learn to stop: set its eos_token"
-                )
-            prepared: Text | Rendered = example
-        else:
+        Raises:
+            UserError: a bad row; the message begins with its place.
+        """
+        for batch in _batches(self._prepare(place, row) for place, row in rows):
+            ids = iter(self.ids.tokenize([*chain.from_iterable(row.texts for row in batch)]))
+            for row in batch:
+                with _at(row.place):
+                    encoded = self._finish(row, [*islice(ids, len(row.texts))])
+                yield encoded
+
+    def _prepare(self, place: str, row: Row) -> _Prepared:
+        with _at(place):
+            named = self._named(row)
+            weight = 1.0 if self.options.weight_column is None else read_weight(row, self.options.weight_column)
+            example = self.format.read(named)
+        if isinstance(example, Chat):
             renderer = self._renderer  # outside of the row: a missing template is not the row's fault
-            with self._at_row(number):
-                prepared = renderer.learn(example, self.train_on)
-        with self._at_row(number):
-            _check_unicode(*prepared if isinstance(prepared, Text) else [prepared.text])
+            with _at(place):
+                item: Text | Rendered | Tokens = renderer.learn(example, self.options.train_on)
+        elif isinstance(example, Text):
+            self.ids.require_eos()
+            item = example
+        elif isinstance(example, Tokens):
+            item = example
+        else:
+            raise UserError(f"{place}: {_NOT_FOR_LEARNING[type(example)]}")
+        prepared = _Prepared(place, item if weight else None, weight)
+        with _at(place):
+            _check_unicode(prepared.texts[:1] if isinstance(item, Rendered) else prepared.texts)
         return prepared
 
-    def _assemble(self, item: Text | Rendered, ids: list[Ids]) -> Sample:
-        return self._join(item, *ids) if isinstance(item, Text) else self._cut(item, ids[0], ids[1:])
+    def _finish(self, row: _Prepared, ids: list[list[int]]) -> Encoded:
+        """Put the ids together, cut them to length, and look at what is left."""
+        if row.item is None:
+            return Encoded(None, "weight 0")
+        whole = self._assemble(row.item, ids)
+        if not whole.loss_mask.any():
+            return Encoded(None, "empty text" if isinstance(row.item, Text) else "no training target")
+        options = self.options
+        sample = truncate(whole, options.max_length, options.truncation, self.tokenizer.bos_token_id)
+        if sample is None:
+            return Encoded(None, "longer than max_length")
+        if not sample.loss_mask.any():
+            return Encoded(None, "no training target within max_length")
+        cut = len(whole.input_ids) - len(sample.input_ids)
+        return Encoded(
+            sample._replace(weight=row.weight),
+            truncated_tokens=cut,
+            without_end_of_turn=not self._ends(sample) and not (cut and options.truncation == "end"),
+            double_bos=int(np.count_nonzero(sample.input_ids[:2] == self.tokenizer.bos_token_id)) == 2,
+            unknown_tokens=int(np.count_nonzero(sample.input_ids == self._unknown)),
+        )
 
-    def _join(self, example: Text, prompt: Ids, completion: Ids) -> Sample:
-        """The ids the tokenizer itself opens a text with, prompt, completion, eos; neither opening nor eos twice."""
-        if example.completion and not completion:
-            raise UserError(f"the tokenizer has no token for anything in {example.completion[:40]!r}")
-        opened = (prompt + completion)[: len(self._opening)] == self._opening
-        read = prompt if opened else self._opening + prompt
-        stop = self._stop if completion and completion[-1:] != self._stop else []
-        learnt = completion + stop
-        return Sample.of(read + learnt, [self.train_on == "all"] * len(read) + [True] * len(learnt))
+    def _assemble(self, item: Text | Rendered | Tokens, ids: list[list[int]]) -> Sample:
+        learn_all = self.options.train_on == "all"
+        if isinstance(item, Text):
+            return self.ids.join(item, ids, learn_all=learn_all)
+        return self.ids.cut(item, ids) if isinstance(item, Rendered) else self.ids.take(item, learn_all=learn_all)
 
-    def _cut(self, rendered: Rendered, whole: Ids, pieces: list[Ids]) -> Sample:
-        """The conversation's ids, learnt between its cuts; a token over a cut is replaced by the pieces' own tokens.
+    def _ends(self, sample: Sample) -> bool:
+        """Whether the row teaches to stop."""
+        return bool(sample.loss_mask[-1]) and int(sample.input_ids[-1]) in self._stop_ids
 
-        Whole and pieces (all but the last, which is the rest) are compared as ids. Where they differ, either a piece on
-        its own begins differently (SentencePiece puts a space before a text) and prefixes decide, or a token spans a
-        cut: generation would never see it, because it starts from the prompt's own ids.
-        """
-        if not whole:
-            raise UserError(f"the tokenizer has no token for anything in {rendered.text[:40]!r}")
-        self.without_end_of_turn += whole[-1] not in self._stop_ids
-        ids, ends = whole, [*accumulate(map(len, pieces))]
-        if whole[: ends[-1]] != [*chain.from_iterable(pieces)]:
-            prefixes = self._tokenize([rendered.text[:cut] for cut in rendered.cuts[:-1]])
-            ends = [len(prefix) for prefix in prefixes]
-            if any(whole[: len(prefix)] != prefix for prefix in prefixes):
-                ids, ends = self._piecewise(rendered, whole)
-        return Sample.of(ids, np.repeat([False, True] * len(rendered.spans), np.diff([0, *ends, len(ids)])))
-
-    def _piecewise(self, rendered: Rendered, whole: Ids) -> tuple[Ids, list[int]]:
-        """The ids of the pieces one by one, and where each but the last ends; they must say what ``whole`` says."""
-        pieces = self._tokenize(rendered.pieces)
-        ids = [*chain.from_iterable(pieces)]
-        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole):
-            raise UserError("a token spans the border of an answer, and this tokenizer cannot tokenize its two parts")
-        return ids, [*accumulate(map(len, pieces[:-1]))]
-
-    def _tokenize(self, texts: list[str]) -> list[Ids]:
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        ids: list[Ids] = encoded["input_ids"]
-        return ids
-
-    def _at_row(self, number: int) -> AbstractContextManager[None]:
-        return _at(f"{self.where}:row {number + 1}")
+    def _named(self, row: object) -> Row:
+        """The row, its columns called as we call them."""
+        return as_row(row) if self.options.columns is None else rename(row, self.options.columns)
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
@@ -176,17 +211,25 @@ class RowEncoder:
 
     @cached_property
     def _stop_ids(self) -> set[int]:
-        return {*self._stop, *self.tokenizer.added_tokens_decoder}
+        return {*self.ids.stop, *self.tokenizer.added_tokens_decoder}
 
     @cached_property
-    def _opening(self) -> Ids:
-        """What the tokenizer by itself puts before a text: nothing, or its bos token."""
-        for letter in ascii_letters + digits:
-            bare = self._tokenize([letter])[0]
-            if bare:
-                whole: Ids = self.tokenizer(letter)["input_ids"]
-                return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
-        return []
+    def _unknown(self) -> int:
+        """The id of the unknown token, where it means nothing else (GPT-2 uses one for unknown, bos and eos); or -1."""
+        known = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, None}
+        return -1 if self.tokenizer.unk_token_id in known else int(self.tokenizer.unk_token_id)
+
+
+def tokenize_row(row: Row, tokenizer: "PreTrainedTokenizerBase", options: EncodingOptions | None = None) -> Sample:
+    """One row, as :func:`tokenize_rows` does it.
+
+    Raises:
+        UserError: a bad row, or one that would be dropped.
+    """
+    [encoded] = RowEncoder(row, tokenizer, options).encode([("data:row 1", row)])
+    if encoded.sample is None:
+        raise UserError(f"data:row 1: {encoded.reason}: there is nothing to learn")
+    return encoded.sample
 
 
 @contextmanager
@@ -198,42 +241,23 @@ def _at(place: str) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from None
 
 
-def _mapping(row: object) -> Row:
-    if not isinstance(row, Mapping):
-        raise UserError(f"a row must be a mapping from column to value, got {type(row).__name__}")
-    return row
+def _batches(rows: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
+    """Rows for one call of the tokenizer: many, but not so many that their ids, as Python lists, fill the memory."""
+    batch, characters = [], 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(map(len, row.texts))
+        if len(batch) == _ROWS_PER_CALL or characters > _CHARACTERS_PER_CALL:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
-def _check_unicode(*texts: str) -> None:
+def _check_unicode(texts: list[str]) -> None:
     try:
         for text in texts:
             text.encode()
     except UnicodeEncodeError as error:
         broken = error.object[error.start]
         raise UserError(f"the text holds half of a surrogate pair ({broken!r}), which is not Unicode text") from None
-
-
-def _numbers(rows: Rows) -> Iterable[int]:
-    return rows.indices.tolist() if isinstance(rows, RowSubset) else range(len(rows))
-
-
-def _check(report: TokenizationReport, where: str, max_length: int | None, max_dropped_share: float) -> None:
-    """Refuse a data set that lost too much; warn of one that teaches no stop."""
-    lost = report.dropped.total()
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in report.dropped.items())
-    longer = f"raise --max_length={max_length}, " if report.dropped[_CUT_AWAY] else ""
-    if not report.rows_kept:
-        raise UserError(
-            f"{where}: none of the {report.rows} rows is left to train on ({reasons}); {longer}check the data"
-        )
-    if lost > max_dropped_share * report.rows:
-        raise UserError(
-            f"{where}: {lost} of {report.rows} rows have nothing to learn ({reasons}), more than "
-            f"--max_dropped_share={max_dropped_share} allows; {longer}mend the data or allow a larger share"
-        )
-    if report.without_end_of_turn:
-        warnings.warn(
-            f"{where}: in {report.without_end_of_turn} of {report.rows} rows the chat template ends the last answer "
-            "with no end-of-turn token that the tokenizer knows: the model will not learn to stop",
-            stacklevel=3,
-        )

@@ -1,37 +1,109 @@
-"""What a row means: recognised by its columns, read as prompt and completion or as chat turns. Knows no tokenizer."""
+"""What a row means: its format, recognised by its columns or named, its columns renamed. Knows no tokenizer.
 
-import difflib
-from collections.abc import Callable, Collection, Mapping
+How a row of each format is read stands in the files beside this one; what it is read as, in ``examples``.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
+import numpy as np
+
+from relax.data.cells import as_row, closest, kind, listed, shown, suggestion, value
+from relax.data.examples import Example, Row
+from relax.data.preference import read_preference
+from relax.data.pretokenized import read_tokens
+from relax.data.prompts import (
+    read_alpaca,
+    read_conversations,
+    read_messages,
+    read_prompt,
+    read_prompt_completion,
+    read_text,
+)
 from relax.errors import UserError
 
-Row = Mapping[str, Any]
-Message = dict[str, Any]
-
-
-class Text(NamedTuple):
-    """Plain text: ``prompt`` (may be empty) is read, ``completion`` is learnt. A ``text`` row is all completion."""
-
-    prompt: str
-    completion: str
-
-
-class Chat(NamedTuple):
-    """A conversation, and the positions in it (increasing, at least one) of the assistant turns to learn."""
-
-    messages: list[Message]
-    answers: list[int]
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A shape of rows: its columns, and how a row of it is read (raises UserError for a row that is not of it)."""
+    """A shape of rows.
+
+    ``columns`` make it out; ``optional`` ones are read where they are there. ``parse`` is given a row and raises
+    UserError for one that is not of the format.
+    """
 
     name: str
     columns: tuple[str, ...]
-    read: Callable[[Row], Text | Chat]
+    parse: Callable[[Row], Example]
+    optional: tuple[str, ...] = ()
+
+    def read(self, row: object) -> Example:
+        """What the row means.
+
+        Raises:
+            UserError: it is no row of this format; one line that says why, without the row's place.
+        """
+        row = as_row(row)
+        missing = [column for column in self.columns if row.get(column) is None]
+        other = _first_fitting(column for column, cell in row.items() if cell is not None) if missing else None
+        if other and not {*other.columns} <= {*self.columns}:
+            raise UserError(
+                f"the rows are read as {self.name!r}, this one has no {missing[0]!r} and looks like {other.name!r}: "
+                "a data set has one format, put the rows of each into a file of its own"
+            )
+        return self.parse(row)
+
+
+# The first that fits wins, so the most structured come first: many data sets carry a rendered `text` or a bare `prompt`
+# beside their `messages`. Ids come after messages, because published ones are another model's more often than ours.
+FORMATS: dict[str, Format] = {
+    known.name: known
+    for known in (
+        Format("messages", ("messages",), read_messages, ("tools",)),
+        Format("conversations", ("conversations",), read_conversations, ("tools", "system")),
+        Format("preference", ("chosen", "rejected"), read_preference, ("prompt", "tools")),
+        Format(
+            "tokenized",
+            ("input_ids",),
+            read_tokens,
+            (
+                "labels",
+                "loss_mask",
+                "completion_mask",
+                "assistant_masks",
+                "attention_mask",
+                "position_ids",
+                "seq_lengths",
+            ),
+        ),
+        Format("alpaca", ("instruction", "output"), read_alpaca, ("input",)),
+        Format("prompt_completion", ("prompt", "completion"), read_prompt_completion, ("tools",)),
+        Format("prompt", ("prompt",), read_prompt, ("tools",)),
+        Format("text", ("text",), read_text),
+    )
+}
+_COLUMNS = {column for known in FORMATS.values() for column in (*known.columns, *known.optional)}
+
+
+def choose(name: str | None, columns: Collection[str]) -> Format:
+    """The format of the name, or without one the format :func:`recognise` finds.
+
+    Raises:
+        UserError: no such format, or it needs a column that is not there; or none fits.
+    """
+    if name is None:
+        return recognise(columns)
+    if name not in FORMATS:
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {name}{suggestion(name, FORMATS)}")
+    chosen = FORMATS[name]
+    missing = [column for column in chosen.columns if column not in columns]
+    if missing:
+        raise UserError(
+            f"--format={name} needs a column {missing[0]!r}, and the columns are {listed(columns)}; "
+            f"{_way_out(missing, columns, missing[0])}"
+        )
+    return chosen
 
 
 def recognise(columns: Collection[str]) -> Format:
@@ -40,103 +112,78 @@ def recognise(columns: Collection[str]) -> Format:
     Raises:
         UserError: none fits; the message lists the columns, the formats and the nearest names.
     """
-    for known in FORMATS.values():
-        if set(known.columns) <= set(columns):
-            return known
+    if fitting := _first_fitting(columns):
+        return fitting
     formats = "; ".join(" + ".join(known.columns) for known in FORMATS.values())
+    wanted = sorted({column for known in FORMATS.values() for column in known.columns} - {*columns})
     raise UserError(
-        f"no format fits the columns {sorted(map(str, columns))}: known are {formats}{_nearest(columns)}; "
-        "rename the columns"
+        f"no format fits the columns {listed(columns)}: known are {formats}; {_way_out(wanted, columns, 'text')}"
     )
 
 
-def _nearest(columns: Collection[str]) -> str:
-    wanted = {column for known in FORMATS.values() for column in known.columns}
-    for column in sorted(map(str, set(columns) - wanted)):
-        if near := difflib.get_close_matches(column.lower(), wanted - set(columns), n=1):
-            return f" (is {column!r} meant to be {near[0]!r}?)"
-    return ""
+def rename(row: object, columns: Mapping[str, str]) -> Row:
+    """The row with its columns called as we call them; ``columns`` holds our name -> the row's name.
+
+    Raises:
+        UserError: a name that is not ours, a column that the row does not have, or one that would hide another.
+    """
+    row = as_row(row)
+    for ours, theirs in columns.items():
+        if ours not in _COLUMNS:
+            raise UserError(
+                f"--columns: no format has a column {shown(ours)}, known are {', '.join(sorted(_COLUMNS))}"
+                f"{suggestion(ours, _COLUMNS)}"
+            )
+        if theirs not in row:
+            raise UserError(
+                f"--columns: {ours!r} is to be {shown(theirs)}, and the row has no such column, it has "
+                f"{listed(row)}{suggestion(theirs, row)}"
+            )
+        if row.get(ours) is not None and ours not in columns.values():
+            raise UserError(
+                f"--columns: {ours!r} is to be {shown(theirs)}, and the row has a column {ours!r} already; "
+                "take one of the two out of the data"
+            )
+    moved = {*columns.values()}
+    kept = {column: cell for column, cell in row.items() if column not in moved}
+    return {**kept, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
-def _read_text(row: Row) -> Text:
-    return Text(prompt="", completion=_string(row, "text"))
+def read_weight(row: object, column: str) -> float:
+    """The row's weight in the loss, as a 32-bit number: a number, or a string that holds one (CSV has only strings).
+
+    Raises:
+        UserError: no such column, no number, or a number that is negative or not finite.
+    """
+    weight = value(as_row(row), column)
+    number = _number(weight) if isinstance(weight, str) else weight
+    if isinstance(number, bool) or not isinstance(number, int | float | np.integer | np.floating):
+        raise UserError(f"--weight_column: {column!r} must hold a number, got {_seen(weight)}")
+    if not 0 <= number <= _LARGEST_WEIGHT:
+        raise UserError(f"--weight_column: {column!r} must be finite and at least 0, got {_seen(weight)}")
+    return float(np.float32(number))
 
 
-def _read_prompt_completion(row: Row) -> Text | Chat:
-    if isinstance(row.get("prompt"), list) or isinstance(row.get("completion"), list):
-        return _read_prompt_completion_turns(row)
-    example = Text(_string(row, "prompt"), _string(row, "completion"))
-    if not example.completion:
-        raise UserError("the completion is empty: there is nothing to learn")
-    return example
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
-def _read_prompt_completion_turns(row: Row) -> Chat:
-    prompt, completion = _turns(row, "prompt"), _turns(row, "completion")
-    return Chat([*prompt, *completion], _answers(completion, "completion", offset=len(prompt)))
+def _seen(weight: object) -> str:
+    return shown(weight) if isinstance(weight, str | int | float) and weight == weight else kind(weight)
 
 
-def _read_messages(row: Row) -> Chat:
-    messages = _turns(row, "messages")
-    return Chat(messages, _answers(messages, "messages"))
+def _first_fitting(columns: Iterable[str]) -> Format | None:
+    there = {*columns}
+    return next((known for known in FORMATS.values() if there.issuperset(known.columns)), None)
 
 
-# The most structured first: many data sets carry a rendered `text` or a bare `prompt` beside their `messages`.
-FORMATS: dict[str, Format] = {
-    "messages": Format("messages", ("messages",), _read_messages),
-    "prompt_completion": Format("prompt_completion", ("prompt", "completion"), _read_prompt_completion),
-    "text": Format("text", ("text",), _read_text),
-}
-
-
-def _value(row: Row, column: str) -> Any:
-    if column not in row:
-        raise UserError(f"no {column!r} in this row, it has {sorted(map(str, row))}")
-    return row[column]
-
-
-def _string(row: Row, column: str) -> str:
-    value = _value(row, column)
-    if not isinstance(value, str):
-        raise UserError(f"{column!r} must be a string, got {_kind(value)}")
-    return value
-
-
-def _turns(row: Row, column: str) -> list[Message]:
-    value = _value(row, column)
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{column!r} must be a list of messages, got {_kind(value)}")
-    return [_message(turn, f"message {number} of {column!r}") for number, turn in enumerate(value, 1)]
-
-
-def _message(turn: Any, where: str) -> Message:
-    """A turn without the keys that hold ``None``: Parquet gives every row the keys of every other row."""
-    if not isinstance(turn, Mapping):
-        raise UserError(f"{where} must be an object with 'role' and 'content', got {_kind(turn)}")
-    message = {key: value for key, value in turn.items() if value is not None}
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise UserError(f"{where} must have a 'role' such as 'user' or 'assistant', got {_kind(role)}")
-    is_parts = isinstance(content, list) and all(isinstance(part, Mapping) for part in content)
-    if not isinstance(content, str) and not is_parts and not (content is None and message.get("tool_calls")):
-        raise UserError(f"{where} must have a string 'content', got {_kind(content)}")
-    return message
-
-
-def _answers(messages: list[Message], column: str, offset: int = 0) -> list[int]:
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        roles = sorted({message["role"] for message in messages})
-        raise UserError(f"{column!r} has no turn of the role 'assistant' to learn, its roles are {roles}")
-    for number in answers:
-        if not messages[number].get("content") and not messages[number].get("tool_calls"):
-            raise UserError(f"message {number + 1} of {column!r} is an empty assistant turn: there is nothing to learn")
-    return [offset + number for number in answers]
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, str | list | dict) and not value:
-        return f"an empty {type(value).__name__}"
-    return type(value).__name__
+def _way_out(wanted: Collection[str], columns: Collection[str], example: str) -> str:
+    """Which column may be meant by which, as the flag that says so; else ``example`` shows the flag."""
+    others = [name for name in map(str, columns) if name not in _COLUMNS]
+    for ours in sorted(wanted):
+        if theirs := closest(ours, others):
+            return f'if {theirs!r} is what it calls {ours!r}, say so with --columns="{{{ours}: {theirs}}}"'
+    return f'say which is which with --columns="{{{example}: YOUR_NAME}}"'

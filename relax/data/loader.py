@@ -10,13 +10,13 @@ schedule) and when the checkpoint ends an epoch.
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from relax.data.batches import Batch, EpochBatches
-from relax.errors import UserError
+from relax.data.batches import Batch
+from relax.errors import TrainingStopped, UserError
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
@@ -26,18 +26,32 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 
 class Bookmark(TypedDict):
-    """A place in the data: micro-batches done in an epoch, and what data that means."""
+    """A place in the data: micro-batches done in an epoch, rows read for them if it is a stream, and what data."""
 
     epoch: int
     position: int
+    rows_read: int
     identity: dict[str, Any]
+
+
+class BatchSource(Protocol):
+    """The micro-batches of this rank, of every epoch."""
+
+    @property
+    def micro_batches(self) -> int | None:
+        """Of an epoch; None where that is not known before its end."""
+        ...
+
+    def open(self, epoch: int, position: int, rows_read: int) -> Dataset[Any]:
+        """The micro-batches of an epoch from ``position`` on; an error among them is raised when it is reached."""
+        ...
 
 
 class ResumableLoader:
     """Micro-batches of this rank, epoch after epoch.
 
     Args:
-        batches: the micro-batches of an epoch, given its number.
+        source: the micro-batches.
         epoch: the current epoch (Lightning's, read when iteration begins).
         processed: micro-batches that the training loop has finished in this epoch.
         resume: the ``bookmark`` to start from, if any; read when iteration begins.
@@ -47,7 +61,7 @@ class ResumableLoader:
 
     def __init__(
         self,
-        batches: Callable[[int], EpochBatches],
+        source: BatchSource,
         *,
         epoch: Callable[[], int],
         processed: Callable[[], int],
@@ -56,33 +70,43 @@ class ResumableLoader:
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.batches, self.epoch, self.processed, self.resume = batches, epoch, processed, resume
+        self.source, self.epoch, self.processed, self.resume = source, epoch, processed, resume
         self.identity, self.workers, self.pin_memory = identity, workers, pin_memory
-        self.length = len(batches(0))
         self.started, self.position = -1, 0
+        self.rows_read: dict[int, int] = {}  # position -> rows of a stream read up to there, of what is under way
 
     def __len__(self) -> int:
-        return self.length
+        length = self.source.micro_batches
+        if length is None:
+            raise TypeError("a stream has no length")  # Lightning's own way of asking
+        return length
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: this runs at the first next(), when Lightning's epoch is right after a resume too.
         epoch, bookmark = self.epoch(), self.resume()
-        self.started, self.position = epoch, 0
+        self.started, self.position, self.rows_read = epoch, 0, {0: 0}
         if bookmark is not None and bookmark["epoch"] == epoch:
             self.position = bookmark["position"]
-        batches = self.batches(epoch)
+            self.rows_read = {self.position: bookmark["rows_read"]}
+        batches = self.source.open(epoch, self.position, self.rows_read[self.position])
         loader = DataLoader(
             batches,
             batch_size=None,
-            sampler=range(self.position, len(batches)),
-            num_workers=self.workers,
+            shuffle=False,
+            # A stream is read by one: several would each have to read all of it.
+            num_workers=min(1, self.workers) if isinstance(batches, IterableDataset) else self.workers,
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_main_process,
             generator=torch.Generator(),  # without its own it would draw from the global one
         )
         for batch in loader:
+            if isinstance(batch, UserError | TrainingStopped):
+                raise batch
             self.position += 1
+            self.rows_read[self.position] = batch.stream_position
             yield batch
+            done = self.processed()
+            self.rows_read = {at: rows for at, rows in self.rows_read.items() if at >= done}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the bookmark lies elsewhere. Without these two methods Lightning warns that it cannot resume."""
@@ -94,7 +118,8 @@ class ResumableLoader:
     def bookmark(self) -> Bookmark:
         """Where the training loop is, for a checkpoint."""
         position = min(self.position, self.processed())
-        return {"epoch": self.started, "position": position, "identity": dict(self.identity)}
+        rows_read = self.rows_read.get(position, 0)
+        return {"epoch": self.started, "position": position, "rows_read": rows_read, "identity": dict(self.identity)}
 
     def check(self, bookmark: Bookmark) -> None:
         """Refuse a bookmark of other data, another seed or another layout.

@@ -1,89 +1,48 @@
-"""Where rows come from: a local file, a folder, or the hub; and how they are split. Knows nothing of what a row means.
+"""Where rows come from: local files, a folder, the hub, a mixture of those; and how they are split. Not what rows mean.
 
 The network is asked only for what can be nothing but a hub name: whatever looks like a path stays on this machine.
 """
 
-import difflib
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
-from relax.data.files import READERS, first_line, read_file
-from relax.data.formats import Row
+from relax.data.dataset_rows import DatasetRows, open_folder, open_hub
+from relax.data.files import read_file
+from relax.data.fingerprints import SourceRows
+from relax.data.mixture import Joined, Mixture, shares_of
+from relax.data.rows import Rows, RowSubset
+from relax.data.source_names import Files, Folder, Part, find, split_parts
 from relax.errors import UserError
 from relax.seeding import mix
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_FILE_SUFFIXES = {
-    *READERS,
-    ".arrow",
-    ".bz2",
-    ".gz",
-    ".md",
-    ".npy",
-    ".pkl",
-    ".tsv",
-    ".txt",
-    ".xz",
-    ".yaml",
-    ".zip",
-    ".zst",
-}
 
+def load_rows(source: str, split: str = "train", *, name: str | None = None) -> SourceRows:
+    """The rows of a data set. Files are read as rows are asked for (.json alone is read whole).
 
-class Rows(Protocol):
-    """What a source gives: a list of dicts, or a ``datasets.Dataset`` that reads from disk."""
+    ``source`` is one of
 
-    def __len__(self) -> int: ...
+    - a local .jsonl, .json, .parquet, .csv or .txt file (each line a row ``{"text": line}``), perhaps with .gz behind;
+    - a pattern such as ``data/*.jsonl``: all files it fits, sorted by name;
+    - a folder saved by ``datasets`` or holding data files;
+    - else a name on the Hugging Face hub;
+    - several of those with commas between: all their rows; or with weights, ``a.jsonl:0.7,b.parquet:0.3``: a mixture
+      whose epochs are made up in these proportions.
 
-    def __getitem__(self, index: int, /) -> Row: ...
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-
-@dataclass(frozen=True)
-class RowSubset:
-    """Some of the rows, by position; ``indices`` keeps where each one stood, for messages and for tracing."""
-
-    rows: Rows
-    indices: np.ndarray[Any, np.dtype[np.int64]]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> Row:
-        return self.rows[int(self.indices[index])]
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self.rows[int(index)] for index in self.indices)
-
-
-def load_rows(source: str, split: str = "train", *, name: str | None = None) -> Rows:
-    """The rows of a data set.
-
-    ``source`` is a local .jsonl, .json, .parquet or .csv file; a folder saved by ``datasets`` or holding such files; or
-    else a name on the Hugging Face hub. ``split`` and ``name`` (the configuration) choose among what a folder or a hub
-    data set holds; a single file has only the split "train".
+    ``split`` and ``name`` (the configuration) choose among what a folder or a hub data set holds; a file has only the
+    split "train". Both hold for all parts of a mixture.
 
     Raises:
-        UserError: missing, empty, unreadable or broken file; unknown hub name, configuration or split; no rows.
+        UserError: missing, empty, unreadable or broken file; unknown hub name, configuration or split; no rows; weights
+            that are not numbers above 0. Also when a row is read later: its file and line, and what is wrong with it.
     """
-    path = Path(source).expanduser()
-    if not source.strip():
-        raise UserError("a data source must be a file, a folder or a hub name, got an empty string")
-    if path.is_dir():
-        rows = _load_folder(path, split, name)
-    elif path.exists() or _looks_like_path(source):
-        rows = _load_file(path, split, name)
-    else:
-        rows = _load_hub(source, split, name)
-    if len(rows) == 0:
-        raise UserError(f"{source}: the split {split!r} holds no rows")
-    return rows
+    mixed = weighted_parts(source)
+    loaded = [_load(part.name, split, name) for part in mixed]
+    if len(mixed) == 1:
+        return loaded[0]
+    weights = [part.weight for part in mixed if part.weight is not None]
+    return Mixture(Joined(tuple(loaded)), tuple(part.name for part in mixed), shares_of(weights))
 
 
 def split_rows(rows: Rows, validation: float | int, seed: int) -> tuple[RowSubset, RowSubset]:
@@ -107,74 +66,43 @@ def split_rows(rows: Rows, validation: float | int, seed: int) -> tuple[RowSubse
     return RowSubset(rows, np.sort(order[count:])), RowSubset(rows, np.sort(order[:count]))
 
 
-def _looks_like_path(source: str) -> bool:
-    return Path(source).suffix.lower() in _FILE_SUFFIXES or _HUB_NAME.fullmatch(source) is None
+def weighted_parts(source: str) -> list[Part]:
+    """The parts of a source; warns of a weight that has no other beside it.
+
+    Raises:
+        UserError: as :func:`relax.data.source_names.split_parts`.
+    """
+    found = split_parts(source)
+    if len(found) == 1 and found[0].weight is not None:
+        warnings.warn(f"{source}: a weight has no effect on the only part", stacklevel=3)
+    return found
 
 
-def _load_file(path: Path, split: str, name: str | None) -> Rows:
-    if not path.exists():
-        raise UserError(f"{path}: no such file{_nearest_file(path)}")
+def check_file_split(path: Path, split: str, name: str | None) -> None:
+    """Refuse what a single file does not have.
+
+    Raises:
+        UserError: another split than "train", or a configuration.
+    """
     if split != "train" or name is not None:
         asked = f"split {split!r}" if name is None else f"configuration {name!r}"
         raise UserError(f"{path}: a single file has no {asked}; give that part as a file of its own")
-    return read_file(path)
 
 
-def _load_folder(path: Path, split: str, name: str | None) -> Rows:
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _load_saved(path, split)
-    try:
-        return _load_dataset(str(path.resolve()), split, name)
-    except _dataset_errors() as error:
-        raise UserError(f"{path}: cannot be loaded ({first_line(error.__cause__ or error)})") from None
-
-
-def _load_saved(path: Path, split: str) -> Rows:
-    """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
-    import datasets
-
-    try:
-        saved = datasets.load_from_disk(str(path))
-    except _dataset_errors() as error:
-        raise UserError(f"{path}: cannot be loaded ({first_line(error)})") from None
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    if split not in splits:
-        raise UserError(f"{path}: no split {split!r} in this folder, it has {', '.join(sorted(splits))}")
-    rows: Rows = splits[split]
+def _load(source: str, split: str, name: str | None) -> SourceRows:
+    rows = _open(source, split, name)
+    if not len(rows):
+        raise UserError(f"{source}: the split {split!r} holds no rows")
     return rows
 
 
-def _load_hub(source: str, split: str, name: str | None) -> Rows:
-    import datasets
-
-    absent = (datasets.exceptions.DatasetNotFoundError, ConnectionError)
-    try:
-        return _load_dataset(source, split, name)
-    except absent as error:
-        reason = first_line(error)
-        near = _nearest_file(Path(source))
-        raise UserError(f"{source}: neither a file here nor reachable on the hub ({reason}){near}") from None
-    except _dataset_errors() as error:
-        raise UserError(f"{source}: cannot be loaded from the hub ({first_line(error.__cause__ or error)})") from None
-
-
-def _load_dataset(source: str, split: str, name: str | None) -> Rows:
-    import datasets
-
-    load: Callable[..., Rows] = datasets.load_dataset
-    return load(source, name, split=split)
-
-
-def _dataset_errors() -> tuple[type[Exception], ...]:
-    """What ``datasets`` raises for a wrong name, split, configuration or content, and for a file system that fails."""
-    import datasets
-    import pyarrow  # type: ignore[import-untyped]
-
-    return (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError)
-
-
-def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (there is no folder {str(path.parent)!r})"
-    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()], n=1)
-    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+def _open(source: str, split: str, name: str | None) -> SourceRows:
+    found = find(source)
+    if isinstance(found, Folder):
+        return DatasetRows(open_folder(found.path, split, name), source)
+    if not isinstance(found, Files):
+        return DatasetRows(open_hub(source, split, name), source)
+    for path in found.paths:
+        check_file_split(path, split, name)
+    files = tuple(read_file(path) for path in found.paths)
+    return files[0] if len(files) == 1 else Joined(files)

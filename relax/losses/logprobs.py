@@ -1,16 +1,12 @@
-"""Log-probs of given tokens from hidden states, in chunks: the full N x V logits never exist.
+"""Log-probs and losses of given tokens from hidden states, in chunks: the full N x V logits never exist.
 
-One path for SFT, PPO, GRPO and the reference model. The head and its derivative are ``relax.losses.heads``'; the
-derivative of the softmax is written out below, in place, because that is where memory and time go.
+One path for SFT, PPO, GRPO and the reference model. The head and its derivative are ``relax.losses.heads``', the
+softmax and its derivative ``relax.losses.softmax``', the losses of a token ``relax.losses.token_losses``'.
 
-Legend: N token positions, D hidden size, V vocabulary. z logits, p = softmax(z), y the target.
-
-    l = z_y - logsumexp(z)              dl/dz = onehot(y) - p
-    H = logsumexp(z) - sum(p z)         dH/dz = -p (z - logsumexp(z) + H)
+Legend: N token positions, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from relax.losses.heads import Head, chunked_head
+from relax.losses.softmax import FigureSlopes, Softmax, entropy_slope_, logit_slope_, loss_slopes
+from relax.losses.token_losses import NLL, TokenLoss
 
 CHUNK_ROWS = 256
 CHUNK_ROWS_CUDA = 2048
@@ -69,7 +67,7 @@ def weighted_logprob_sum(
     temperature: float = 1.0,
     compiled: bool = False,
 ) -> tuple[Tensor, TokenStatistics]:
-    """sum_i weights_i l_i, its gradient formed in the forward pass: the logits are computed once.
+    """sum_i weights_i l_i, its gradient formed in the forward pass: ``weighted_loss_sum`` of the negative log-prob.
 
     Args:
         hidden: [N, D]; head, targets, temperature, compiled: as for ``token_logprobs``.
@@ -78,7 +76,31 @@ def weighted_logprob_sum(
     Returns:
         The sum (a scalar) and the detached statistics.
     """
-    options = _Options(head, temperature, compiled, torch.is_grad_enabled())
+    total, statistics = weighted_loss_sum(hidden, head, targets, weights, temperature=temperature, compiled=compiled)
+    return -total, statistics
+
+
+def weighted_loss_sum(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    weights: Tensor,
+    token_loss: TokenLoss = NLL,
+    *,
+    temperature: float = 1.0,
+    compiled: bool = False,
+) -> tuple[Tensor, TokenStatistics]:
+    """sum_i weights_i loss_i, its gradient formed in the forward pass: the logits are computed once.
+
+    Args:
+        hidden: [N, D]; head, targets, temperature, compiled: as for ``token_logprobs``.
+        weights: [N], constants; no gradient reaches them.
+        token_loss: of each token, from the figures of its logits / temperature.
+
+    Returns:
+        The sum (a scalar) and the detached statistics.
+    """
+    options = _Options(head, temperature, compiled, torch.is_grad_enabled(), token_loss)
     # The gradient is formed before a loss scaler can act: weights near 1 keep it within the range of half precision.
     scale = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny) if len(weights) else weights.new_ones(())
     outputs = _TokenLogprobs.apply(options, targets, weights / scale, hidden, *_trainable(head))
@@ -90,6 +112,7 @@ class _Options(NamedTuple):
     temperature: float
     compiled: bool
     grad: bool
+    token_loss: TokenLoss = NLL
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -102,18 +125,18 @@ class _TokenLogprobs(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         form = weights is not None and options.grad and any(needed)  # needs_input_grad knows nothing of no_grad
         head = chunked_head(options.head, hidden, parameters, needed if form else [False] * len(needed))
-        softmax = _Softmax(options)
+        softmax = Softmax(options.temperature, options.compiled, with_mean=options.token_loss.uses_mean)
         chunks: list[tuple[Tensor, ...]] = []
         for rows in _chunks(hidden):
-            p, _, *statistics = softmax(head.logits(rows), targets[rows])
-            chunks.append(tuple(statistics))
+            p, figures, *statistics = softmax(head.logits(rows), targets[rows])
+            chunks.append((options.token_loss(figures), figures.target - figures.log_z, *statistics))
             if form:
                 assert weights is not None
-                head.add(rows, _logprob_slope_(p, targets[rows], weights[rows] / options.temperature))
-        logprobs, entropy, correct = (
-            (torch.cat(parts) for parts in zip(*chunks, strict=True)) if chunks else _nothing(hidden)
-        )
-        total = (weights * logprobs).sum() if weights is not None else logprobs.new_zeros(())
+                slopes = loss_slopes(options.token_loss, figures, weights[rows] / options.temperature)
+                head.add(rows, logit_slope_(p, targets[rows], slopes))
+        losses, *outputs = (torch.cat(parts) for parts in zip(*chunks, strict=True)) if chunks else _nothing(hidden)
+        total = (weights * losses).sum() if weights is not None else losses.new_zeros(())
+        logprobs, entropy, correct = outputs
         ctx.mark_non_differentiable(correct)
         ctx.options, ctx.autocast = options, _autocast(hidden.device.type)
         # Not as saved tensors: these are handed out as they are, and autograd would copy what it still holds.
@@ -140,55 +163,17 @@ def _recomputed(ctx: Any, logprob_slope: Tensor, entropy_slope: Tensor) -> list[
     targets, hidden, *parameters = ctx.saved_tensors
     options: _Options = ctx.options
     head = chunked_head(options.head, hidden, parameters, ctx.needs_input_grad[3:])
-    softmax = _Softmax(options)
+    softmax = Softmax(options.temperature, options.compiled)
     logprob_slope, entropy_slope = logprob_slope / options.temperature, entropy_slope / options.temperature
     through_entropy = bool(entropy_slope.any())
     for rows in _chunks(hidden):
         z = head.logits(rows)
-        p, log_z, _, entropy, _ = softmax(z.clone() if through_entropy else z, targets[rows])
+        p, figures, entropy, _ = softmax(z.clone() if through_entropy else z, targets[rows])
         if through_entropy:
-            z = _entropy_slope_(z / options.temperature, p, log_z, entropy, entropy_slope[rows])
-        slope = _logprob_slope_(p, targets[rows], logprob_slope[rows])
+            z = entropy_slope_(z / options.temperature, p, figures.log_z, entropy, entropy_slope[rows])
+        slope = logit_slope_(p, targets[rows], FigureSlopes(target=logprob_slope[rows], log_z=-logprob_slope[rows]))
         head.add(rows, slope.add_(z) if through_entropy else slope)
     return head.gradients()
-
-
-class _Softmax:
-    """Softmax and figures of each row of logits [n, V], always into the same buffer: fresh memory costs page faults."""
-
-    def __init__(self, options: _Options) -> None:
-        self.temperature = options.temperature
-        self.function = _compile(_softmax) if options.compiled else _softmax
-        self.buffer: Tensor | None = None
-
-    def __call__(self, z: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        """See ``_softmax``; ``z`` is overwritten."""
-        if self.buffer is None:  # the first chunk is the largest
-            self.buffer = torch.empty_like(z)
-        return self.function(z, targets, self.temperature, self.buffer[: len(z)])
-
-
-def _softmax(z: Tensor, targets: Tensor, temperature: float, out: Tensor) -> tuple[Tensor, ...]:
-    """Softmax (in ``out``), logsumexp, log-prob, entropy, correctness."""
-    if temperature != 1.0:
-        z = z.div_(temperature)
-    top = z.amax(-1)
-    target = z.gather(-1, targets[:, None]).squeeze(-1)
-    p = torch.softmax(z, -1, out=out)
-    log_z = top - p.amax(-1).log()  # the likeliest token has p >= 1 / V: no log of an underflow
-    entropy = log_z - z.mul_(p).sum(-1)
-    return p, log_z, target - log_z, entropy, target == top
-
-
-def _logprob_slope_(p: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
-    """The slope upstream (onehot(y) - p), [n, V], in the place of p."""
-    slope = p.mul_(-upstream[:, None])
-    return slope.scatter_add_(-1, targets[:, None], upstream[:, None].to(slope.dtype))
-
-
-def _entropy_slope_(z: Tensor, p: Tensor, log_z: Tensor, entropy: Tensor, upstream: Tensor) -> Tensor:
-    """-upstream p (z - logsumexp(z) + H), [n, V], in the place of z."""
-    return z.sub_((log_z - entropy)[:, None]).mul_(p).mul_(-upstream[:, None])
 
 
 def _chunks(hidden: Tensor) -> Iterator[slice]:
@@ -201,15 +186,10 @@ def _autocast(device: str) -> dict[str, Any]:
     return {"device_type": device, "dtype": dtype, "enabled": enabled}
 
 
-def _nothing(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _nothing(hidden: Tensor) -> tuple[Tensor, ...]:
     empty = hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return empty, empty.clone(), torch.zeros(0, dtype=torch.bool, device=hidden.device)
+    return empty, empty.clone(), empty.clone(), torch.zeros(0, dtype=torch.bool, device=hidden.device)
 
 
 def _trainable(head: Head) -> list[nn.Parameter]:
     return [p for p in head.parameters() if p.requires_grad]
-
-
-@cache
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)

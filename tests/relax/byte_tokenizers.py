@@ -1,67 +1,60 @@
-"""Tokenizers made in memory (one token a byte, a few merges, special tokens) and real chat templates, written out."""
-# ruff: noqa: E501  (templates)
+"""Tokenizers made in memory: one token a byte, a few merges, the special tokens of a family of chat models.
+
+The families' chat templates are written out in ``chat_templates``: each writes what the published one writes, and marks
+its answers besides. The published ones have no such marks (nor have the constants below).
+"""
+
+import re
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception("
-    "'Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == "
-    "'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + "
-    "role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
-    "{{'<start_of_turn>model\n'}}{% endif %}"
-)
-ZEPHYR = (
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token "
-    "}}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif "
-    "message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if "
-    "loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-)
-PHI3 = (
-    "{% for message in messages %}{{'<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
-ALPACA = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + "
-    "'\n\n' }}{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
-)
-# Qwen3's rule: an answer before the last question loses its thinking, the one after it gets an empty one.
-QWEN3 = (
-    "{%- set ns = namespace(last_query=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
-    "{%- set ns.last_query = loop.index0 %}{%- endif %}{%- endfor %}{%- for message in messages %}"
-    "{%- set content = message.content.split('</think>')[-1].lstrip('\n') %}"
-    "{%- set thought = message.content.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in "
-    "message.content else '' %}{{- '<|im_start|>' + message.role + '\n' }}{%- if message.role == 'assistant' and "
-    "loop.index0 > ns.last_query %}{{- '<think>\n' + thought + '\n</think>\n\n' + content }}{%- else %}{{- content }}"
-    "{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
-    "{%- endif %}"
+
+def chat_template(family: str, *, marked: bool = False) -> str:
+    """The family's template, with or without ``{% generation %}`` markers."""
+    text = (Path(__file__).parent / "chat_templates" / f"{family}.jinja").read_text(encoding="utf-8")
+    return text if marked else re.sub(r"\{% (end)?generation %\}", "", text)
+
+
+CHATML, LLAMA3, GEMMA, ZEPHYR, MISTRAL, PHI3, ALPACA, QWEN3 = (
+    chat_template(family) for family in ("chatml", "llama3", "gemma", "zephyr", "mistral", "phi3", "alpaca", "qwen3")
 )
 
-_SPECIAL = {
-    CHATML: ("<|im_start|>", "<|im_end|>"),
-    LLAMA3: ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    GEMMA: ("<start_of_turn>", "<end_of_turn>"),
-    PHI3: ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
-    QWEN3: ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+# Of each family: its bos and eos token, and its other special tokens.
+_CHATML_TOKENS = (None, "<|im_end|>", "<|im_start|>")
+_LLAMA_TOKENS = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
+_GEMMA_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+_PHI_TOKENS = (None, "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+_HARMONY_TOKENS = (None, "<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>")
+_DEEPSEEK_TOKENS = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+FAMILIES: dict[str, tuple[str | None, ...]] = {
+    "chatml": _CHATML_TOKENS,
+    "llama3": _LLAMA_TOKENS,
+    "llama3_1": _LLAMA_TOKENS,
+    "gemma": _GEMMA_TOKENS,
+    "gemma3": _GEMMA_TOKENS,
+    "mistral": ("<s>", "</s>"),
+    "mistral_v3": ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    "phi3": _PHI_TOKENS,
+    "phi4": (*_CHATML_TOKENS, "<|im_sep|>"),
+    "phi4_mini": _PHI_TOKENS,
+    "qwen2_5": _CHATML_TOKENS,
+    "qwen3": (*_CHATML_TOKENS, "<think>", "</think>"),
+    "zephyr": ("<s>", "</s>"),
+    "alpaca": ("<s>", "</s>"),
+    "deepseek_v3": _DEEPSEEK_TOKENS,
+    "gpt_oss": _HARMONY_TOKENS,
 }
+# The special tokens of the templates above, which a tokenizer with one of them has.
+_SPECIAL = {chat_template(family): tuple(filter(None, tokens[2:])) for family, tokens in FAMILIES.items()}
+
+
+def family_tokenizer(family: str, *, marked: bool = False) -> PreTrainedTokenizerFast:
+    """A byte tokenizer with the chat template and the special tokens of a family."""
+    bos, eos, *special = FAMILIES[family]
+    names = {"bos_token": bos, "eos_token": eos}
+    return byte_tokenizer(chat_template(family, marked=marked), special=tuple(filter(None, special)), **names)
 
 
 def byte_tokenizer(

@@ -22,7 +22,7 @@ from byte_tokenizers import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from relax.data import Sample, tokenize_row, tokenize_rows
+from relax.data import EncodingOptions, Sample, tokenize_row, tokenize_rows
 from relax.errors import UserError
 
 TWO_TURNS = [
@@ -46,7 +46,7 @@ def trained(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[str]:
 
 
 def chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> list[str]:
-    return trained(tokenizer, tokenize_row({"messages": messages}, tokenizer, **options))
+    return trained(tokenizer, tokenize_row({"messages": messages}, tokenizer, EncodingOptions(**options)))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_answers_and_their_end_of_turn_are_trained_and_nothing_else(
 
 def test_the_prompt_before_an_answer_is_what_generation_sees() -> None:
     tokenizer = byte_tokenizer(LLAMA3, eos_token="<|eot_id|>")
-    sample = tokenize_row({"messages": TWO_TURNS}, tokenizer, train_on="last")
+    sample = tokenize_row({"messages": TWO_TURNS}, tokenizer, EncodingOptions(train_on="last"))
     prompt = tokenizer.apply_chat_template(TWO_TURNS[:3], add_generation_prompt=True)["input_ids"]
 
     assert sample.input_ids[: len(prompt)].tolist() == prompt

@@ -1,4 +1,4 @@
-"""Rows of text and of prompt and completion: how they are recognised, tokenized, cut, dropped, refused."""
+"""Rows of every format on their way to tokens: what is learnt of them, how they are cut, dropped, refused."""
 # ruff: noqa: E501  (tables of literal messages)
 
 import pickle
@@ -6,45 +6,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from byte_tokenizers import CHATML, byte_tokenizer, sentencepiece_tokenizer
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from byte_tokenizers import CHATML, byte_tokenizer
 
-from relax.data import RowSubset, Sample, TokenizedDataset, recognise, split_rows, tokenize_row, tokenize_rows
+from relax.data import (
+    EncodingOptions,
+    RowSubset,
+    Sample,
+    TokenizedDataset,
+    split_rows,
+    tokenize_row,
+    tokenize_rows,
+)
 from relax.errors import UserError
 
 PLAIN = byte_tokenizer()
 WITH_BOS = byte_tokenizer(adds_bos=True)
 CHAT = byte_tokenizer(CHATML, eos_token="<|im_end|>")
-SENTENCEPIECE = sentencepiece_tokenizer()
 
 
 def both(row: dict[str, Any], tokenizer: Any, **options: Any) -> tuple[str, str]:
     """The whole row, and what is trained of it, decoded."""
-    sample = tokenize_row(row, tokenizer, **options)
+    sample = tokenize_row(row, tokenizer, EncodingOptions(**options))
     return tokenizer.decode(sample.input_ids), tokenizer.decode(sample.input_ids[sample.loss_mask])
-
-
-@pytest.mark.parametrize(
-    ("columns", "name"),
-    [
-        (["text"], "text"),
-        (["id", "completion", "prompt"], "prompt_completion"),
-        (["prompt", "messages", "text"], "messages"),
-        (["text", "prompt", "completion"], "prompt_completion"),
-    ],
-)
-def test_a_format_is_recognised_by_its_columns(columns: list[str], name: str) -> None:
-    assert recognise(columns).name == name
-
-
-def test_an_unknown_format_lists_what_was_found_and_the_nearest() -> None:
-    with pytest.raises(UserError) as error:
-        recognise(["Mesages", "id"])
-    assert str(error.value) == (
-        "no format fits the columns ['Mesages', 'id']: known are messages; prompt + completion; text "
-        "(is 'Mesages' meant to be 'messages'?); rename the columns"
-    )
 
 
 def test_text_is_trained_whole_with_one_eos() -> None:
@@ -99,7 +82,7 @@ def test_rows_too_long_are_cut_and_counted_and_dropped_if_nothing_is_left() -> N
         {"prompt": "abc", "completion": "yyyy"},
         {"prompt": "abcde", "completion": "z"},
     ]
-    dataset = tokenize_rows(rows, PLAIN, max_length=5, max_dropped_share=0.5)
+    dataset = tokenize_rows(rows, PLAIN, EncodingOptions(max_length=5), max_dropped_share=0.5)
 
     assert [PLAIN.decode(sample.input_ids) for sample in map(dataset.__getitem__, range(2))] == ["abcx</s>", "abcyy"]
     assert dataset.source_rows.tolist() == [0, 1]
@@ -122,9 +105,11 @@ def test_losing_more_than_five_percent_of_the_rows_stops_the_run() -> None:
 
 def test_no_row_left_names_the_length() -> None:
     with pytest.raises(UserError, match=r"^data: none of the 1 rows is left .*; raise --max_length=4"):
-        tokenize_rows([{"prompt": "long prompt", "completion": "x"}], PLAIN, max_length=4, max_dropped_share=1.0)
+        tokenize_rows(
+            [{"prompt": "long prompt", "completion": "x"}], PLAIN, EncodingOptions(max_length=4), max_dropped_share=1.0
+        )
     with pytest.raises(UserError, match="--max_length must be at least 2"):
-        tokenize_rows([{"text": "x"}], PLAIN, max_length=1)
+        tokenize_rows([{"text": "x"}], PLAIN, EncodingOptions(max_length=1))
     with pytest.raises(UserError, match="data: no rows"):
         tokenize_rows([], PLAIN)
 
@@ -134,7 +119,8 @@ def test_no_row_left_names_the_length() -> None:
     [
         ({"text": "a"}, {"text": None}, "'text' must be a string, got nothing (null)"),
         ({"text": "a"}, {"text": 3}, "'text' must be a string, got int"),
-        ({"text": "a"}, {"txt": "a"}, "no 'text' in this row, it has ['txt']"),
+        ({"text": "a"}, {"txt": "a"}, "no 'text' in this row, it has ['txt']; did you mean 'txt'?"),
+        ({"text": "a"}, {"messages": []}, "the rows are read as 'text', this one has no 'text' and looks like 'messages': a data set has one format, put the rows of each into a file of its own"),
         ({"text": "a"}, ["a"], "a row must be a mapping from column to value, got list"),
         ({"text": "a"}, {"text": "\ud83d"}, r"the text holds half of a surrogate pair ('\ud83d'), which is not Unicode text"),
         ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}, "the completion is empty: there is nothing to learn"),
@@ -148,26 +134,47 @@ def test_a_bad_row_is_named(good: Any, bad: Any, message: str) -> None:
     assert str(error.value) == f"data.jsonl:row 2: {message}"
 
 
-USER = {"role": "user", "content": "Hi"}
+def test_alpaca_rows_learn_the_output_behind_the_published_prompt() -> None:
+    whole, trained = both({"instruction": "Add.", "input": "1 2", "output": "3"}, WITH_BOS)
+    assert whole.startswith("<s>Below is an instruction that describes a task, paired with an input")
+    assert whole.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:3</s>")
+    assert trained == "3</s>"
 
 
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        (None, "'messages' must be a list of messages, got nothing (null)"),
-        ([], "'messages' must be a list of messages, got an empty list"),
-        (["Hi"], "message 1 of 'messages' must be an object with 'role' and 'content', got str"),
-        ([USER, {"content": "Hi"}], "message 2 of 'messages' must have a 'role' such as 'user' or 'assistant', got nothing (null)"),
-        ([USER, {"role": "assistant"}], "message 2 of 'messages' must have a string 'content', got nothing (null)"),
-        ([USER, {"role": "assistant", "content": 4}], "message 2 of 'messages' must have a string 'content', got int"),
-        ([USER, {"role": "assistant", "content": ""}], "message 2 of 'messages' is an empty assistant turn: there is nothing to learn"),
-        ([USER, {"role": "gpt", "content": "x"}], "'messages' has no turn of the role 'assistant' to learn, its roles are ['gpt', 'user']"),
-    ],
-)  # fmt: skip
-def test_a_bad_conversation_is_named(messages: Any, message: str) -> None:
-    with pytest.raises(UserError) as error:
-        tokenize_row({"messages": messages}, CHAT)
-    assert str(error.value) == f"data:row 1: {message}"
+def test_sharegpt_rows_are_learnt_as_messages_are() -> None:
+    row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system": "S"}
+    turns = [("system", "S"), ("user", "Hi"), ("assistant", "Hello")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert both(row, CHAT) == both({"messages": messages}, CHAT)
+    assert both(row, CHAT)[1] == "Hello<|im_end|>"
+
+
+def test_tokenized_rows_are_taken_as_they_are() -> None:
+    sample = tokenize_row(
+        {"input_ids": [7, 8, 9, 0], "labels": [7, -100, 9, -100], "attention_mask": [1, 1, 1, 0]}, PLAIN
+    )
+    assert sample.input_ids.tolist() == [7, 8, 9], "no eos is put behind it"
+    assert sample.loss_mask.tolist() == [False, False, True], "nothing predicts the first token"
+
+
+def test_columns_are_renamed_a_format_is_named_and_a_weight_is_read() -> None:
+    row = {"question": "2+2=", "answer": "4", "text": "2+2=4", "w": "0.5"}
+    renamed = {"prompt": "question", "completion": "answer"}
+    assert both(row, WITH_BOS, columns=renamed) == ("<s>2+2=4</s>", "4</s>")
+    assert both(row, WITH_BOS, columns=renamed, format="text") == ("<s>2+2=4</s>", "2+2=4</s>")
+    assert tokenize_row(row, PLAIN, EncodingOptions(weight_column="w")).weight == 0.5
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a"}, {"prompt": "a", "chosen": "b", "rejected": "c"}])
+def test_rows_with_nothing_to_learn_are_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^data:row 1: the row is "):
+        tokenize_row(row, PLAIN)
+
+
+def test_a_bad_conversation_is_named() -> None:
+    good, bad = ([{"role": role, "content": "Hi"}] for role in ("assistant", "asistant"))
+    with pytest.raises(UserError, match=r"^data.jsonl:row 2: message 1 of 'messages' has the unknown role 'asistant'"):
+        tokenize_rows([{"messages": good}, {"messages": bad}], CHAT, where="data.jsonl")
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:
@@ -222,33 +229,3 @@ def test_a_data_set_of_nothing_is_refused() -> None:
         TokenizedDataset.from_samples([])
     with pytest.raises(UserError, match="one loss mask entry a token, got 1 for 2 tokens"):
         Sample.of([1, 2], [True])
-
-
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-_turn = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.sampled_from(["user", "assistant", "system", "tool", ""]) | _json,
-        "content": _json | st.text(),
-    },
-)
-_value = _json | st.lists(_turn | _json, max_size=4)
-_row = _json | st.dictionaries(st.sampled_from(["text", "prompt", "completion", "messages", "id"]), _value, max_size=4)
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(row=_row, tokenizer=st.sampled_from([PLAIN, CHAT, SENTENCEPIECE]))
-def test_any_row_gives_a_sample_or_a_clear_error(row: Any, tokenizer: Any) -> None:
-    try:
-        sample = tokenize_row(row, tokenizer)
-    except UserError as error:
-        message = str(error)
-        assert "\n" not in message
-        return
-    assert sample.loss_mask.any()
-    assert not sample.loss_mask[0]
-    assert sample.input_ids.shape == sample.loss_mask.shape

@@ -1,25 +1,28 @@
 """Rows from files, folders and the hub; what is refused, and that a path never reaches the network."""
 # ruff: noqa: E501  (tables of literal messages)
 
+import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import ROWS, jsonl, message_of, texts, write, write_csv, write_parquet
 
 from relax.data import load_rows, split_rows
 from relax.errors import UserError
 
-ROWS = [{"prompt": "2+2=", "completion": "4"}, {"prompt": "é\u2028😀", "completion": 'a, "b"\nc'}]
-
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every look at the network fails the test; `datasets` keeps its cache in the test's folder."""
+    """Every look at the network fails the test; `datasets` keeps its files in the test's folder."""
     import datasets
 
     def refuse(*_: object, **__: object) -> None:
@@ -27,43 +30,46 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
-
-
-def write(name: str, content: str | bytes) -> str:
-    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return name
-
-
-def jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
 
 
 def refused(source: str, **options: Any) -> str:
+    """The message, of loading it or of reading its rows."""
     with pytest.raises(UserError) as error:
-        load_rows(source, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+        list(load_rows(source, **options))
+    return message_of(error)
 
 
 def test_every_kind_of_file_gives_the_same_rows() -> None:
-    import csv
-
-    import pyarrow
-    from pyarrow import parquet
-
     write("a.jsonl", jsonl(ROWS))
-    write("b.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS).replace("\n", "\r\n\r\n").encode())
+    write("b.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS).replace("\n", "\r\n \r\n").encode())
     write("a.json", json.dumps(ROWS, indent=2))
-    write("b.json", json.dumps({"data": ROWS}))
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), "a.parquet")
-    with Path("a.csv").open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, ["prompt", "completion"])
-        writer.writeheader()
-        writer.writerows(ROWS)
+    write("b.json", "\ufeff" + json.dumps({"data": ROWS}))
+    write_parquet("a.parquet", ROWS)
+    write_csv("a.csv", ROWS)
+    for name in ("b.jsonl", "b.json", "a.csv"):
+        write(f"{name}.gz", Path(name).read_bytes())
+    write("MANY.JSONL.GZ", "x")
+    Path("MANY.JSONL.GZ").write_bytes(gzip.compress(jsonl(ROWS).encode()))
 
-    for name in ("a.jsonl", "b.jsonl", "a.json", "b.json", "a.parquet", "a.csv", str(Path("a.csv").resolve())):
-        assert list(load_rows(name)) == ROWS, name
+    names = [*map(str, Path().glob("*.*")), str(Path("a.csv").resolve())]
+    assert len(names) == 11
+    for name in names:
+        rows = load_rows(name)
+        assert len(rows) == 2, name
+        assert list(rows) == [rows[0], rows[1]] == ROWS, name
+
+
+def test_a_line_of_text_is_a_row() -> None:
+    write("a.txt", b'\xef\xbb\xbf one \r\n\r\n \t\n\ntwo, "2"\n\n\xc3\xa9\xe2\x80\xa8')
+    write("b.txt.gz", Path("a.txt").read_bytes())
+    for name in ("a.txt", "b.txt.gz"):
+        rows = load_rows(name)
+        assert list(rows) == [{"text": " one "}, {"text": 'two, "2"'}, {"text": "é\u2028"}]
+        assert [rows[at] for at in range(3)] == list(rows)
 
 
 def test_csv_cells_stay_strings() -> None:
@@ -79,7 +85,8 @@ def test_csv_cells_stay_strings() -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "a.jsonl:2: not valid JSON (Expecting value: line 1 column 9 (char 8))"),
-        ("a.jsonl", '{"text": "a"}\n\n["b"]\n', "a.jsonl:3: a row must be a JSON object, got list"),
+        ("a.jsonl", '{"text": "a"}\n\n["b"]\n', "a.jsonl:3: a line must be one JSON object; if the file is one JSON list, name it .json"),
+        ("a.jsonl", '{"text": "a"}\n\n"b"\n', "a.jsonl:3: a row must be a JSON object, got str"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "a.jsonl:2: not valid UTF-8 (byte 0xe9 at position 10): save the file as UTF-8"),
         ("a.jsonl", "[\n{}\n]", "a.jsonl:1: a line must be one JSON object; if the file is one JSON list, name it .json"),
         ("a.jsonl", "[" * 100_000, "a.jsonl:1: a line must be one JSON object; if the file is one JSON list, name it .json"),
@@ -95,32 +102,85 @@ def test_csv_cells_stay_strings() -> None:
         ("a.json", b"\xff\xfe[\x00]\x00", "a.json: not valid UTF-8 (byte 0xff at position 0): save the file as UTF-8"),
         ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: 1 cells where the header names 2 columns"),
         ("a.csv", "a,a\n1,2\n", "a.csv:1: the first line must name each column once, got ['a', 'a']"),
-        ("a.csv", 'a,b\n1,"2\n', "a.csv: not valid CSV (unexpected end of data)"),
+        ("a.csv", 'a,b\n1,"2\n', "a.csv:2: not valid CSV (unexpected end of data)"),
+        ("a.csv", 'a,b\n1,"2"3\n', "a.csv:2: not valid CSV (',' expected after '\"')"),
+        ("a.csv", 'a,b\n1,2\r3,4\r', "a.csv:2: not valid CSV (new-line character seen in unquoted field)"),
+        ("a.csv", b'a,b\n1,"\n\xe9"\n', "a.csv:3: not valid UTF-8 (byte 0xe9 at position 0): save the file as UTF-8"),
+        ("a.csv", b"\n\n\na,\n", "a.csv:4: the first line must name each column once, got ['a', '']"),
+        ("a.txt", b"\n\n\xe9\n", "a.txt:3: not valid UTF-8 (byte 0xe9 at position 0): save the file as UTF-8"),
+        ("a.txt", " \n", "a.txt: the file holds no rows"),
+        ("a.jsonl.gz", "{}\n[]", "a.jsonl.gz:2: a line must be one JSON object"),
+        ("a.txt.gz", "", "a.txt.gz: the file holds no rows"),
         ("a.csv", "a,b\n", "a.csv: the file holds no rows"),
         ("a.csv", b"\xef\xbb\xbf", "a.csv: the file holds no rows"),
         ("a.parquet", "PAR1 not at all", "a.parquet: not a readable Parquet file ("),
-        ("a.xml", "<a/>", "a.xml: a data file ends in .jsonl, .json, .parquet, .csv, got '.xml'"),
-        ("data", "x", "data: a data file ends in .jsonl, .json, .parquet, .csv, got 'no suffix'"),
+        ("a.xml", "<a/>", "a.xml: a data file ends in .jsonl, .json, .parquet, .csv, .txt (all but .parquet may have .gz behind it), got '.xml'"),
+        ("data", "x", "data: a data file ends in .jsonl, .json, .parquet, .csv, .txt (all but .parquet may have .gz behind it), got 'no suffix'"),
+        ("a.parquet.gz", "x", "a.parquet.gz: a data file ends in .jsonl,"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named_with_its_line(name: str, content: str | bytes, message: str) -> None:
     assert refused(write(name, content)).startswith(message)
 
 
-def test_a_truncated_parquet_file_is_named() -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), "a.parquet")
-    write("a.parquet", Path("a.parquet").read_bytes()[:-20])
+def test_a_damaged_parquet_file_is_named() -> None:
+    write_parquet("a.parquet", texts("a", 5000), row_group_size=1000, compression="none", use_dictionary=False)
+    whole = Path("a.parquet").read_bytes()
+    write("a.parquet", whole[:-20])
     assert refused("a.parquet").startswith("a.parquet: not a readable Parquet file (")
 
+    middle = len(whole) // 2
+    write("a.parquet", whole[:middle] + bytes(9000) + whole[middle + 9000 :])
+    rows = load_rows("a.parquet")
+    assert rows[0] == {"text": "a0"}, "the damage is further in"
+    with pytest.raises(UserError, match=r"a.parquet: not a readable Parquet file \("):
+        list(rows)
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read_is_named() -> None:
-    write("a.jsonl", jsonl(ROWS))
-    Path("a.jsonl").chmod(0)
-    assert refused("a.jsonl") == "a.jsonl: cannot be read (Permission denied)"
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".txt"])
+def test_a_damaged_gzip_file_is_named(suffix: str) -> None:
+    name = write(f"a{suffix}.gz", "text\n" * 100_000)
+    packed = Path(name).read_bytes()
+    Path(name).write_bytes(packed[: len(packed) // 2])
+    assert refused(name) == f"{name}: the gzip file ends too early: it is truncated, fetch or write it again"
+    Path(name).write_bytes(packed[:-8] + bytes(8))
+    assert refused(name).startswith(f"{name}: not a readable gzip file (CRC check failed")
+    Path(name).write_bytes(packed[:12] + b"\xff" * 40 + packed[52:])
+    assert refused(name).startswith(f"{name}: not a readable gzip file (Error -3 while decompressing")
+    Path(name).write_bytes(b"text\n")
+    assert refused(name) == f"{name}: not a readable gzip file (Not a gzipped file (b'te'))"
+    Path(name).write_bytes(b"")
+    assert refused(name) == f"{name}: the file is empty (0 bytes)"
+    assert not list(Path(tempfile.gettempdir()).glob("relax-*")), "nothing is left of what was unpacked"
+
+
+def test_what_may_not_be_read_is_named() -> None:
+    for name in ("a.jsonl", "a.parquet", "a.csv.gz", "shut/a.jsonl"):
+        write(name, "text")
+        Path(name).chmod(0)
+    Path("shut").chmod(0)
+    with nobody():
+        for name in ("a.jsonl", "a.parquet", "a.csv.gz", "shut/a.jsonl", "shut/*.jsonl", "shut/b.jsonl"):
+            assert refused(name) == f"{name}: cannot be read (Permission denied)"
+    Path("shut").chmod(0o700)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Root may read everything: be somebody else for a while."""
+    user = os.geteuid()
+    if user == 0:
+        Path.cwd().chmod(0o755)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_name_no_file_system_knows_is_refused() -> None:
+    assert refused("x" * 5000 + ".jsonl").endswith("x: cannot be read (File name too long)")
+    assert "no such file" in refused("a\0.jsonl")
 
 
 def test_a_missing_file_names_the_nearest_and_never_reaches_the_hub() -> None:
@@ -134,6 +194,7 @@ def test_a_missing_file_names_the_nearest_and_never_reaches_the_hub() -> None:
         "~/squad",
         "a/b/squad",
         "squad.txt",
+        "squad.csv.gz",
         "org/squad.json.gz",
         "c:\\squad",
     ):
@@ -173,6 +234,7 @@ def test_folders_saved_by_datasets() -> None:
     assert list(load_rows("both", "test")) == ROWS[:1]
     assert refused("both", split="dev") == "both: no split 'dev' in this folder, it has test, train"
     assert refused("one", split="test") == "one: no split 'test' in this folder, it has train"
+    assert "no configuration 'main'; leave it out" in refused("one", name="main")
     Path("one/dataset_info.json").write_text("{")
     assert refused("one").startswith("one: cannot be loaded (")
 
@@ -192,7 +254,11 @@ def test_folders_of_data_files_are_loaded_by_name() -> None:
     write("lines/train.jsonl", jsonl(ROWS))
     assert list(load_rows("lines")) == ROWS
     Path("nothing").mkdir()
-    assert refused("nothing").startswith("nothing: cannot be loaded (The directory at ")
+    assert refused("nothing") == "nothing: a folder without a data file in it"
+    Path("named.jsonl").mkdir()
+    assert refused("named.jsonl") == "named.jsonl: a folder without a data file in it"
+    write("named.jsonl/train.jsonl", '{"text": ')
+    assert refused("named.jsonl").startswith("named.jsonl: cannot be loaded (")
 
 
 def test_a_split_is_a_function_of_the_seed_and_keeps_the_order() -> None:

@@ -2,14 +2,17 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from relax.data.tokenized import TokenizedDataset
+from relax.errors import UserError
 from trainers import SFTTrainer
 
 
@@ -34,9 +37,13 @@ def fit(model: Any, tokenizer: Any, rows: TokenizedDataset, **settings: Any) -> 
     return log, trainer.train()
 
 
-LAYOUTS = [
+LAYOUTS: list[dict[str, Any]] = [
     {"layout": layout, "micro_batch_size": size}
     for layout, size in itertools.product(["padded", "packed"], [8, 4, 2, 1])
+]
+LAYOUTS += [
+    {"layout": layout, "max_tokens_per_micro_batch": budget}
+    for layout, budget in itertools.product(["padded", "packed"], [100, 250])
 ]
 
 
@@ -50,6 +57,51 @@ def test_every_layout_gives_the_same_gradients(
     for log in logs[1:]:
         for found, expected in zip(log.gradients, logs[0].gradients, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_every_layout_gives_the_same_gradients_of_weighted_rows(
+    make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    plain = unequal_rows(21)
+    weights = np.random.default_rng(0).uniform(0.1, 3, len(plain)).astype(np.float32)
+    rows = replace(plain, row_weights=weights)
+    logs = [fit(make_llama(), tokenizer, rows, batch_size=8, max_epochs=1, **layout)[0] for layout in LAYOUTS[::3]]
+    for log in logs[1:]:
+        for found, expected in zip(log.gradients, logs[0].gradients, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    unweighted = fit(make_llama(), tokenizer, plain, batch_size=8, max_epochs=1)[0]
+    assert not torch.allclose(unweighted.gradients[0], logs[0].gradients[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"max_tokens_per_micro_batch": 150}])
+def test_packed_sequences_give_the_gradient_of_their_rows(
+    cut: dict, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    """One optimizer step over all rows: however they are packed, it is the step of the rows."""
+    rows = unequal_rows(24)
+    packed, trainer = fit(make_llama(), tokenizer, rows, batch_size=12, packing_length=100, max_epochs=1, **cut)
+    assert len(packed.gradients) == 1
+    loose, _ = fit(make_llama(), tokenizer, rows, batch_size=24, layout="padded", max_epochs=1)
+    torch.testing.assert_close(packed.gradients[0], loose.gradients[0], rtol=1e-9, atol=1e-12)
+    assert trainer.trainer.callback_metrics["train/loss"].isfinite()
+
+
+def test_a_budget_decides_the_accumulation_and_what_needs_it_known_is_refused(
+    make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    log, trainer = fit(make_llama(), tokenizer, unequal_rows(), batch_size=8, max_tokens_per_micro_batch=100)
+    assert trainer.trainer.accumulate_grad_batches > 1
+    assert trainer.trainer.global_step == len(log.gradients) == 6
+    for settings, message in (
+        ({"micro_batch_size": 2}, "only one of --max_tokens_per_micro_batch=100 and --micro_batch_size=2"),
+        ({"accumulate_grad_batches": 2}, "only one of --max_tokens_per_micro_batch=100 and --accumulate_grad_batches"),
+        ({"limit_train_batches": 4}, "use --max_steps"),
+        ({"max_epochs": None, "max_time": "00:00:01:00", "schedule": "constant"}, "give --max_steps or --max_epochs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fit(make_llama(), tokenizer, unequal_rows(), batch_size=8, max_tokens_per_micro_batch=100, **settings)
+    with pytest.raises(UserError, match="--max_tokens_per_micro_batch=50 must hold the longest row, which has 90"):
+        fit(make_llama(), tokenizer, unequal_rows(), batch_size=8, max_tokens_per_micro_batch=50)
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_targets_of_the_step(
@@ -79,20 +131,6 @@ def test_logged_loss_is_that_of_the_step_not_of_the_last_micro_batch(
     }
     for name in ("train/loss", "train/entropy", "train/token_accuracy", "train/grad_norm"):
         assert losses[8][name].item() == pytest.approx(losses[1][name].item(), rel=1e-6), name
-
-
-def test_group_by_length_loses_no_row_and_groups(unequal_rows: Callable) -> None:
-    from relax.data.batches import epoch_steps
-
-    lengths = unequal_rows(200).lengths
-    grouped, plain = (epoch_steps(lengths, 8, 0, 0, group_by_length=group) for group in (True, False))
-    assert sorted(i for step in grouped for i in step) == list(range(200))
-
-    def spread(steps: list) -> float:
-        return float(sum(lengths[step].max() - lengths[step].min() for step in steps))
-
-    assert spread(grouped) < spread(plain) / 4
-    assert [s.tolist() for s in plain] != [s.tolist() for s in epoch_steps(lengths, 8, 0, 1, False)]
 
 
 @pytest.mark.parametrize("extra", [{}, {"micro_batch_size": 4}, {"micro_batch_size": 4, "layout": "padded"}])

@@ -99,7 +99,7 @@ def test_a_nan_loss_stops_before_the_weights_are_touched_and_names_the_row(
 
 def test_plain_rows_are_tokenized_and_wrong_ones_refused(make_llama: Callable, tokenizer: Any) -> None:
     trainer = SFTTrainer(make_llama(), tokenizer, train_dataset=[{"prompt": "52>", "completion": "25"}] * 3, **QUIET)
-    ids, mask = trainer.train_data[0]
+    ids, mask, _ = trainer.train_data[0]
     assert tokenizer.decode(ids[mask]) == "25<eos>"
     with pytest.raises(UserError, match="training data"):
         SFTTrainer(make_llama(), tokenizer, train_dataset=[{"question": "52>"}], **QUIET)

@@ -1,0 +1,121 @@
+"""Folders and hub names as the ``datasets`` library loads them, whole or streaming. The only file that asks it.
+
+Data sets whose loading runs code of their own are refused (the library no longer knows how to).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from relax.data.examples import Row
+from relax.data.json_text import first_line
+from relax.data.source_names import nearest_file
+from relax.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+Loaded: TypeAlias = "Dataset | IterableDataset"
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """A ``datasets.Dataset`` (Arrow files mapped into memory), with places and a fingerprint."""
+
+    dataset: "Dataset"
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int, /) -> Row:
+        row: Row = self.dataset[index]
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.dataset)
+
+    def place(self, index: int) -> str:
+        """``org/name:row 17``."""
+        return f"{self.name}:row {index + 1}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The library's own: of the files it read, and of what was done to the rows since."""
+        fingerprint: str = self.dataset._fingerprint
+        return fingerprint
+
+
+def open_folder(path: Path, split: str, name: str | None, *, streaming: bool = False) -> Loaded:
+    """A folder saved by ``datasets`` (never streaming: it is not copied into memory anyway), or one of data files.
+
+    Raises:
+        UserError: it is neither; an unknown split or configuration; damaged files.
+    """
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _open_saved(path, split, name)
+    import datasets
+
+    with _loading(str(path), "cannot be loaded"):
+        try:
+            return datasets.load_dataset(str(path.resolve()), name, split=split, streaming=streaming)
+        except datasets.data_files.EmptyDatasetError:
+            raise UserError(f"{path}: a folder without a data file in it") from None
+
+
+def open_hub(source: str, split: str, name: str | None, *, streaming: bool = False) -> Loaded:
+    """A data set of the Hugging Face hub, or of the library's cache of it.
+
+    Raises:
+        UserError: unknown or out of reach; an unknown split or configuration; files it cannot load.
+    """
+    import datasets
+
+    with _loading(source, "cannot be loaded from the hub"):
+        try:
+            return datasets.load_dataset(source, name, split=split, streaming=streaming)
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+            near = nearest_file(Path(source))
+            raise UserError(
+                f"{source}: neither a file here nor reachable on the hub ({first_line(error)}){near}"
+            ) from None
+
+
+def stream_rows(dataset: "IterableDataset", name: str) -> Iterator[Row]:
+    """The rows of a streaming data set, in order.
+
+    Raises:
+        UserError: the next one cannot be fetched or decoded.
+    """
+    with _loading(name, "the next row cannot be read"):
+        yield from dataset
+
+
+def _open_saved(path: Path, split: str, name: str | None) -> Loaded:
+    """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
+    import datasets
+
+    if name is not None:
+        raise UserError(f"{path}: a folder saved by datasets has no configuration {name!r}; leave it out")
+    with _loading(str(path), "cannot be loaded"):
+        saved = datasets.load_from_disk(str(path))
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if split not in splits:
+        raise UserError(f"{path}: no split {split!r} in this folder, it has {', '.join(sorted(splits))}")
+    return splits[split]
+
+
+@contextmanager
+def _loading(name: str, failure: str) -> Iterator[None]:
+    """One line for what ``datasets`` raises: wrong name, split, configuration or content, a file system that fails."""
+    import datasets
+    import pyarrow  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name}: {failure} ({first_line(error.__cause__ or error)})") from None

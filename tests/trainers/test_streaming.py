@@ -1,0 +1,129 @@
+"""Training on rows that are read as it goes: every row once an epoch, and a resumed run goes on bit for bit."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from callbacks import Checkpoint
+from relax.data.encoding import EncodingOptions
+from relax.data.streaming import SampleStream
+from relax.data.streams import open_stream
+from relax.errors import TrainingStopped, UserError
+from relax.tasks.sorting import Sorting
+from trainers import SFTTrainer
+
+QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 8, "schedule": "constant"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in Sorting().train_rows(60)))
+    return path
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.rows: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        self.rows.append(batch.rows if batch.num_tokens else [])
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def fit(model: Any, tokenizer: Any, file: Path, **settings: Any) -> tuple[Losses, SFTTrainer]:
+    log = Losses()
+    callbacks = [log, *settings.pop("callbacks", [])]
+    options = QUIET | {"shuffle_buffer": 16, "max_epochs": 2, "learning_rate": 1e-2} | settings
+    trainer = SFTTrainer(model, tokenizer, train_dataset=open_stream(str(file)), callbacks=callbacks, **options).train()
+    return log, trainer
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3, "batch_size": 9, "data_workers": 1}])
+def test_every_row_is_trained_on_once_an_epoch(
+    settings: dict, file: Path, make_llama: Callable, tokenizer: Any
+) -> None:
+    log, trainer = fit(make_llama(), tokenizer, file, **settings)
+    batch_size = settings.get("batch_size", 8)
+    steps = -(-60 // batch_size)
+    assert trainer.trainer.global_step == 2 * steps
+    half = len(log.rows) // 2
+    first, second = ([row for rows in part for row in rows] for part in (log.rows[:half], log.rows[half:]))
+    assert sorted(first) == sorted(second) == [*range(1, 61)]
+    assert first != second
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3, "batch_size": 9, "data_workers": 1}])
+@pytest.mark.parametrize("stop", [3, 11])  # within the first epoch, and within the second
+def test_a_resumed_stream_goes_on_bit_for_bit(
+    stop: int, settings: dict, file: Path, tmp_path: Path, make_llama: Callable, tokenizer: Any
+) -> None:
+    # dropout: the noise must be the same too
+    whole, uninterrupted = fit(make_llama(attention_dropout=0.1), tokenizer, file, **settings)
+    folder = tmp_path / "checkpoints"
+    part, _ = fit(
+        make_llama(attention_dropout=0.1), tokenizer, file, max_steps=stop, callbacks=[Checkpoint(folder)], **settings
+    )
+    rest, resumed = fit(
+        make_llama(attention_dropout=0.1), tokenizer, file, resume=str(next(folder.glob("*.ckpt"))), **settings
+    )
+    assert part.values + rest.values == whole.values
+    assert part.rows + rest.rows == whole.rows
+    for found, expected in zip(resumed.model.parameters(), uninterrupted.model.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_block_is_shuffled_by_seed_and_epoch_and_read_on_from_anywhere(file: Path, tokenizer: Any) -> None:
+    def numbers(epoch: int, skip: int = 0, seed: int = 0, buffer: int = 16) -> list[int]:
+        stream = SampleStream(
+            open_stream(str(file)), tokenizer, EncodingOptions(), "rows", seed=seed, shuffle_buffer=buffer
+        )
+        return [read.number for read in stream.read(epoch, skip)]
+
+    whole = numbers(0)
+    assert [sorted(whole[i : i + 16]) for i in (0, 16)] == [[*range(16)], [*range(16, 32)]]
+    assert numbers(0, skip=21) == whole[21:]
+    assert numbers(1) != whole
+    assert numbers(0, seed=1) != whole
+    assert numbers(0, buffer=1) == [*range(60)]
+
+
+def test_what_needs_all_lengths_or_an_end_is_refused(file: Path, make_llama: Callable, tokenizer: Any) -> None:
+    stream = open_stream(str(file))
+    for settings, message in (
+        ({"group_by_length": True}, "--group_by_length=True needs the lengths of all rows"),
+        ({"packing_length": 64}, "--packing_length=64 needs the lengths of all rows"),
+        ({"max_tokens_per_micro_batch": 64}, "needs the lengths of all rows"),
+        ({"schedule": "cosine"}, "give --max_steps, or --schedule=constant"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SFTTrainer(make_llama(), tokenizer, train_dataset=stream, **(QUIET | settings))
+    with pytest.raises(UserError, match="validation data must be rows at hand"):
+        SFTTrainer(make_llama(), tokenizer, train_dataset=stream, val_dataset=stream, **QUIET)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_ends_the_run_with_its_file_and_line(
+    workers: int, file: Path, make_llama: Callable, tokenizer: Any
+) -> None:
+    with file.open("a") as lines:
+        lines.write('{"prompt": "12>"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:61: .*completion"):
+        fit(make_llama(), tokenizer, file, data_workers=workers)
+
+
+def test_too_many_rows_without_a_target_end_the_run(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt": "1111111111>", "completion": "1"}\n' * 1200)
+    options = EncodingOptions(max_length=4)
+    with pytest.raises(TrainingStopped, match=r"training data: 1000 of 1000 rows have nothing to learn"):
+        [*islice(SampleStream(open_stream(str(path)), tokenizer, options, "training data").read(0), 1)]
