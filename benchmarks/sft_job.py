@@ -103,8 +103,8 @@ class Job:
     @torch.no_grad()
     def held_out_loss(self, model: LlamaForCausalLM) -> float:
         """Mean over the trained tokens of other rows, each by itself: the same figure whatever trained the model."""
-        total, count = 0.0, 0
-        for sample in self._draw(HELD_OUT_ROWS, SEED + 1):
+        total, count, rows = 0.0, 0, self._draw(HELD_OUT_ROWS, SEED + 1)
+        for sample in map(rows.__getitem__, range(HELD_OUT_ROWS)):
             ids = torch.from_numpy(sample.input_ids).long()
             targets = ids.masked_fill(~torch.from_numpy(sample.loss_mask), -100)[1:]
             logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()

@@ -1,8 +1,6 @@
 """How fast a run is: tokens a second, memory, and the share of the device's arithmetic that the model uses."""
 
 import re
-import resource
-import sys
 import time
 from typing import Any
 
@@ -12,6 +10,8 @@ from torch import nn
 
 from relax.errors import UserError
 from relax.lightning_loop import step_completed, training_ends
+from relax.memory import peak_memory_bytes
+from relax.models import count_parameters
 from relax.protocols import HasNumTokens
 from relax.ranks import over_ranks
 
@@ -113,8 +113,8 @@ class Throughput(L.Callback):
 
 def flops_per_token(module: nn.Module) -> int:
     """4 N + 2 N_trainable: what a token costs forward and backward through N parameters."""
-    total = sum(p.numel() for p in module.parameters())
-    return 4 * total + 2 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total, trained = count_parameters(module)
+    return 4 * total + 2 * trained
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -122,14 +122,6 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     return _peak_of(torch.cuda.get_device_name(device))
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that tensors took on a CUDA device; elsewhere the most that this process had resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _peak_of(name: str) -> float | None:

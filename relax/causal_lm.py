@@ -207,8 +207,6 @@ def check_head(model: nn.Module) -> None:
         UserError: the logits differ, or the model sees later tokens.
     """
     inner = base_model(model)
-    if inner.config.to_dict().get("output_router_logits"):
-        warnings.warn("the auxiliary loss of the model's router (output_router_logits) is not trained", stacklevel=2)
     ids = _some_ids(model, 4)
     with evaluating(model), torch.no_grad():
         theirs = inner(input_ids=ids, use_cache=False).logits[0]

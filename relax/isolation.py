@@ -41,13 +41,16 @@ def find_fault(states: States, embedding: nn.Module, vocabulary: int, device: to
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (TypeError, ValueError, LookupError, RuntimeError) as error:  # of models and kernels that cannot do it
-        return f"fails on packed rows ({str(error).splitlines()[0]})"
+        return f"fails on packed rows ({(str(error) or type(error).__name__).splitlines()[0]})"
     return "" if alike(together, alone) else "gives a document other states in a packed row than alone"
 
 
 def alike(ours: Tensor, theirs: Tensor) -> bool:
     """Whether states [T, D] are equal up to the order of operations, at each position."""
-    tolerance = torch.finfo(theirs.dtype).eps ** 0.5
+    kind = theirs.device.type
+    mixed = [torch.get_autocast_dtype(kind)] if torch.is_autocast_enabled(kind) else []
+    dtypes = [theirs.dtype, torch.float32, *mixed]  # models with fp64 weights compute norms in fp32 all the same
+    tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
     distance, size = (ours - theirs).float().norm(dim=-1), theirs.float().norm(dim=-1)
     return bool((distance <= tolerance * size).all())
 
@@ -67,5 +70,5 @@ def _sees_others(states: States, embedding: nn.Module, packed: Batch, document: 
     slope = torch.arange(found.numel(), device=found.device).remainder(7).view_as(found)
     # No plain sum: that of a layer norm is constant, its gradient zero. One pass a document, because compiled kernels
     # cannot go backward twice.
-    (gradient,) = torch.autograd.grad(found, embedded, slope.to(found.dtype))
-    return bool(gradient[0, ~own].any())
+    gradients = torch.autograd.grad(found, embedded, slope.to(found.dtype))
+    return any(bool(gradient[0, ~own].any()) for gradient in gradients)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from relax.checkpoint_io import different_shapes
 from relax.errors import UserError
 from relax.hub import local_folder, one_line_errors
 
@@ -206,12 +207,10 @@ def _check_fit(adapted: "PeftModel", weights: Mapping[str, Tensor], name: str) -
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    shapes = {key: tuple(value.shape) for key, value in expected.items()}
-    stored = {key: tuple(value.shape) for key, value in weights.items() if "lora_" in key or key in shapes}
-    wrong = sorted(key for key in shapes.keys() | stored.keys() if shapes.get(key) != stored.get(key))
-    if wrong:
-        key = wrong[0]
+    stored = {key: value for key, value in weights.items() if "lora_" in key or key in expected}
+    if wrong := different_shapes(expected, stored):
+        key, needed, found = wrong[0]
         raise UserError(
-            f"--adapter={name} does not fit --model: {key} has the shape {stored.get(key, 'none')} in the adapter and "
-            f"{shapes.get(key, 'none')} in the model ({len(wrong)} such weights); give the base it was trained on"
+            f"--adapter={name} does not fit --model: {key} has the shape {found} in the adapter and {needed} in the "
+            f"model ({len(wrong)} such weights); give the base it was trained on"
         )

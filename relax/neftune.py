@@ -47,4 +47,5 @@ def noisy_embeddings(model: nn.Module, alpha: float, batch: Batch) -> Iterator[N
     finally:
         handle.remove()
     if not calls:
-        raise UserError(f"--neftune_alpha: {type(model).__name__} does not use its input embeddings; drop the flag")
+        name = type(causal_lm.base_model(model)).__name__
+        raise UserError(f"--neftune_alpha: {name} does not use its input embeddings; drop the flag")

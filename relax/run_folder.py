@@ -3,6 +3,7 @@
 run.json          marks the folder as a run's (format, time, trainer)
 config.yaml       the resolved flags; ``--config`` takes it back (written by the scripts)
 metrics.jsonl     one line a logged step
+data_audit.*      what the model was shown: for a person as .txt, for a program as .json
 checkpoints/      what ``--resume=auto`` continues from
 model/            the exported model or adapter
 """
@@ -19,6 +20,10 @@ from relax.checkpoint_io import latest_checkpoint
 from relax.errors import UserError, storage_error
 
 MARKER = "run.json"
+WRITTEN = (
+    *(MARKER, "config.yaml", "metrics.jsonl", "data_audit.txt", "data_audit.json", "samples.jsonl"),
+    "mlflow_run_id",
+)
 
 
 def checkpoint_folder(folder: Path) -> Path:
@@ -103,5 +108,5 @@ def _clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else."""
     for name in ("checkpoints", "model", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (MARKER, "config.yaml", "metrics.jsonl", "samples.jsonl", "mlflow_run_id"):
+    for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)

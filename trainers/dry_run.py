@@ -1,6 +1,5 @@
 """A rehearsal: the optimizer step with the largest micro-batch, to see whether it fits before a long run starts."""
 
-import resource
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset
 
 from relax.data.batches import Batch
 from relax.data.epoch import EpochBatches, PlannedBatches
+from relax.memory import peak_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,4 @@ class DryRunWatch(L.Callback):
     def result(self, device: torch.device) -> DryRun:
         """What was measured on this rank."""
         sizes: dict[str, Any] = {name: vars(self)[name] for name in ("tokens", "longest_row", "micro_batches", "loss")}
-        return DryRun(**sizes, seconds=self.seconds, peak_bytes=peak_bytes(device), device=str(device))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Of the device's memory, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return DryRun(**sizes, seconds=self.seconds, peak_bytes=peak_memory_bytes(device), device=str(device))

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from relax import causal_lm, run_folder
-from relax.checkpoint_io import make_atomic
+from relax.checkpoint_io import different_shapes, make_atomic
 from relax.cli import dump_config
 from relax.data.audit import Audit
 from relax.data.batches import Batch
@@ -299,8 +299,13 @@ class Trainer(L.LightningModule, ABC):
         if self.output_dir is not None:
             check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
         warn_of_half_precision(self)
-        causal_lm.check_head(self.model)
-        self._batches = build_batches(self, packed=decide_packing(self))
+        precision = self.trainer.precision_plugin
+        with precision.forward_context():  # as in training: some attention kernels take half precision only
+            precision.convert_module(self)
+            causal_lm.check_head(self.model)
+            causal_lm.check_lengths(self.model, self._longest_row())
+            packed = decide_packing(self)
+        self._batches = build_batches(self, packed=packed)
         self.trainer.accumulate_grad_batches = self._batches.builder.layout.accumulate
         if self.val_every_n_steps is not None and self.trainer is self._own_trainer:
             self.trainer.val_check_interval = self.val_every_n_steps * self.trainer.accumulate_grad_batches
@@ -475,14 +480,11 @@ class Trainer(L.LightningModule, ABC):
         Raises:
             UserError: a tensor is missing, superfluous or of another shape.
         """
-        trained = {name: tuple(p.shape) for name, p in self._trained().items()}
-        saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-        different = sorted(name for name in trained.keys() | saved.keys() if trained.get(name) != saved.get(name))
-        if different:
-            name = different[0]
+        if different := different_shapes(self._trained(), checkpoint["state_dict"]):
+            name, ours, theirs = different[0]
             raise UserError(
-                f"the checkpoint belongs to another model: {name} is {saved.get(name, 'absent')} there and "
-                f"{trained.get(name, 'not trained')} here ({len(different)} tensors differ); check --model and --lora_*"
+                f"the checkpoint belongs to another model: {name} is {theirs} there and {ours} among the trained "
+                f"weights here ({len(different)} tensors differ); check --model and --lora_*"
             )
         self._bookmark = checkpoint["bookmark"]
 
@@ -506,6 +508,11 @@ class Trainer(L.LightningModule, ABC):
         return self.device.type == "cuda" if self.compile_loss is None else self.compile_loss
 
     # Details
+
+    def _longest_row(self) -> int:
+        if isinstance(self.train_data, SampleStream):
+            return self.train_data.options.max_length or 0
+        return int(self.train_data.lengths.max())
 
     def _running(self) -> bool:
         # Not self.trainer: it raises while no trainer is attached.

@@ -2,9 +2,11 @@
 
 from relax.data.chat import TrainOn
 from relax.data.encoding import EncodingOptions, tokenize_row
-from relax.data.formats import FORMATS, Format, Row, recognise
+from relax.data.examples import Row
+from relax.data.formats import FORMATS, Format, recognise
 from relax.data.rows import Rows, RowSubset
 from relax.data.sources import load_rows, split_rows
+from relax.data.streams import RowStream, open_stream
 from relax.data.tokenization import tokenize_rows
 from relax.data.tokenized import Sample, TokenizationReport, TokenizedDataset
 
@@ -13,6 +15,7 @@ __all__ = [
     "EncodingOptions",
     "Format",
     "Row",
+    "RowStream",
     "RowSubset",
     "Rows",
     "Sample",
@@ -20,6 +23,7 @@ __all__ = [
     "TokenizedDataset",
     "TrainOn",
     "load_rows",
+    "open_stream",
     "recognise",
     "split_rows",
     "tokenize_row",

@@ -54,9 +54,10 @@ class Batch:
     longest_mask: Tensor | None = None
     """See ``Documents.longest_mask``."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
+        """The same batch on ``device``; to a GPU the copy is not waited for (Lightning does not ask for that itself)."""
+        asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+        return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, for a data loader that feeds a GPU."""

@@ -93,15 +93,17 @@ class ChatRenderer:
         """
         if not marks:
             return []
-        begin = self._begin_of_learnt(chat, text)
         closing = text[marks[-1][1] :].rstrip()
-        end_of_turn = self._token.match(closing)
-        spans = [
-            (start, end + len(end_of_turn[0]) if end_of_turn and text.startswith(end_of_turn[0], end) else end)
-            for start, end in marks
-            if end > begin
-        ]
-        spans = [(start, start + len(text[start:end].rstrip())) for start, end in spans if text[start:end].strip()]
+        token = self._token.match(closing)
+        end_of_turn = token[0] if token else ""
+        begin, begins = self._begin_of_learnt(chat, text), {start for start, _ in marks}
+        spans = []
+        for start, end in marks:
+            if text.startswith(end_of_turn, end) and end not in begins:
+                end += len(end_of_turn)
+            end = start + len(text[start:end].rstrip())
+            if end > max(start, begin):
+                spans.append((start, end))
         if 0 < len(spans) < len(chat.answers):
             raise UserError(
                 f"the chat template's generation markers mark only {len(spans)} of the {len(chat.answers)} answers; "

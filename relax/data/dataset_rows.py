@@ -6,6 +6,7 @@ Data sets whose loading runs code of their own are refused (the library no longe
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -83,14 +84,19 @@ def open_hub(source: str, split: str, name: str | None, *, streaming: bool = Fal
             ) from None
 
 
-def stream_rows(dataset: "IterableDataset", name: str) -> Iterator[Row]:
-    """The rows of a streaming data set, in order.
+def stream_rows(dataset: "IterableDataset", name: str, skip: int) -> Iterator[tuple[str, Row]]:
+    """(place, row) of a streaming data set from row ``skip`` on, skipped as the library does it.
 
     Raises:
-        UserError: the next one cannot be fetched or decoded.
+        UserError: the next rows (the library reads several at a time) cannot be fetched or decoded.
     """
-    with _loading(name, "the next row cannot be read"):
-        yield from dataset
+    rows = iter(dataset.skip(skip) if skip else dataset)
+    for number in count(skip + 1):
+        with _loading(name, f"the rows from number {number} on cannot be read"):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield f"{name}:row {number}", row
 
 
 def _open_saved(path: Path, split: str, name: str | None) -> Loaded:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import numpy as np
 
 from relax.data.cells import as_row
-from relax.data.chat import ChatRenderer, Rendered, TrainOn
-from relax.data.examples import Chat, Preference, Prompt, Row, Text, Tokens
+from relax.data.chat import ChatRenderer, TrainOn
+from relax.data.drafts import Conversation, Draft, PlainText, ReadyTokens
+from relax.data.examples import Chat, Example, Preference, Prompt, Row, Text, Tokens
 from relax.data.formats import Format, choose, read_weight, rename
-from relax.data.token_ids import TokenIds
+from relax.data.token_ids import Ids, TokenIds
 from relax.data.tokenized import Sample, TokenizationReport
 from relax.data.truncation import Truncation, truncate
 from relax.errors import UserError
@@ -103,16 +104,14 @@ class _Prepared(NamedTuple):
     """A row that is read, not yet tokenized."""
 
     place: str
-    item: Text | Rendered | Tokens | None
-    """None: its weight is 0."""
     weight: float
+    draft: Draft | None
+    """None: the weight is 0."""
 
     @property
     def texts(self) -> list[str]:
         """What the tokenizer is asked for."""
-        if isinstance(self.item, Text):
-            return [*self.item]
-        return [self.item.text, *self.item.pieces[:-1]] if isinstance(self.item, Rendered) else []
+        return [] if self.draft is None else self.draft.texts
 
 
 class RowEncoder:
@@ -150,32 +149,39 @@ class RowEncoder:
 
     def _prepare(self, place: str, row: Row) -> _Prepared:
         with _at(place):
-            named = self._named(row)
             weight = 1.0 if self.options.weight_column is None else read_weight(row, self.options.weight_column)
-            example = self.format.read(named)
-        if isinstance(example, Chat):
-            renderer = self._renderer  # outside of the row: a missing template is not the row's fault
-            with _at(place):
-                item: Text | Rendered | Tokens = renderer.learn(example, self.options.train_on)
-        elif isinstance(example, Text):
-            self.ids.require_eos()
-            item = example
-        elif isinstance(example, Tokens):
-            item = example
-        else:
-            raise UserError(f"{place}: {_NOT_FOR_LEARNING[type(example)]}")
-        prepared = _Prepared(place, item if weight else None, weight)
+            example = self.format.read(self._named(row))
+        self._require(example)  # outside of the row: what the tokenizer lacks is not the row's fault
         with _at(place):
-            _check_unicode(prepared.texts[:1] if isinstance(item, Rendered) else prepared.texts)
-        return prepared
+            draft = self._draft(example)
+            _check_unicode(draft.texts)
+        return _Prepared(place, weight, draft if weight else None)
 
-    def _finish(self, row: _Prepared, ids: list[list[int]]) -> Encoded:
+    def _require(self, example: Example) -> None:
+        if isinstance(example, Text):
+            self.ids.require_eos()
+        elif isinstance(example, Chat):
+            self._renderer  # noqa: B018, it is made here, and refuses a tokenizer without a chat template
+
+    def _draft(self, example: Example) -> Draft:
+        learn_all = self.options.train_on == "all"
+        match example:
+            case Text():
+                return PlainText(self.ids, example, learn_all)
+            case Chat():
+                return Conversation(self.ids, self._renderer.learn(example, self.options.train_on))
+            case Tokens():
+                return ReadyTokens(self.ids, example, learn_all)
+            case _:
+                raise UserError(_NOT_FOR_LEARNING[type(example)])
+
+    def _finish(self, row: _Prepared, ids: list[Ids]) -> Encoded:
         """Put the ids together, cut them to length, and look at what is left."""
-        if row.item is None:
+        if row.draft is None:
             return Encoded(None, "weight 0")
-        whole = self._assemble(row.item, ids)
+        whole = row.draft.sample(ids)
         if not whole.loss_mask.any():
-            return Encoded(None, "empty text" if isinstance(row.item, Text) else "no training target")
+            return Encoded(None, "empty text" if isinstance(row.draft, PlainText) else "no training target")
         options = self.options
         sample = truncate(whole, options.max_length, options.truncation, self.tokenizer.bos_token_id)
         if sample is None:
@@ -183,19 +189,14 @@ class RowEncoder:
         if not sample.loss_mask.any():
             return Encoded(None, "no training target within max_length")
         cut = len(whole.input_ids) - len(sample.input_ids)
+        bos = self.tokenizer.bos_token_id
         return Encoded(
             sample._replace(weight=row.weight),
             truncated_tokens=cut,
             without_end_of_turn=not self._ends(sample) and not (cut and options.truncation == "end"),
-            double_bos=int(np.count_nonzero(sample.input_ids[:2] == self.tokenizer.bos_token_id)) == 2,
+            double_bos=bos is not None and sample.input_ids[:2].tolist() == [bos, bos],
             unknown_tokens=int(np.count_nonzero(sample.input_ids == self._unknown)),
         )
-
-    def _assemble(self, item: Text | Rendered | Tokens, ids: list[list[int]]) -> Sample:
-        learn_all = self.options.train_on == "all"
-        if isinstance(item, Text):
-            return self.ids.join(item, ids, learn_all=learn_all)
-        return self.ids.cut(item, ids) if isinstance(item, Rendered) else self.ids.take(item, learn_all=learn_all)
 
     def _ends(self, sample: Sample) -> bool:
         """Whether the row teaches to stop."""
@@ -211,7 +212,7 @@ class RowEncoder:
 
     @cached_property
     def _stop_ids(self) -> set[int]:
-        return {*self.ids.stop, *self.tokenizer.added_tokens_decoder}
+        return {*self.ids.stop, *self.ids.added_ids}
 
     @cached_property
     def _unknown(self) -> int:

@@ -7,7 +7,7 @@ from relax.data.fingerprints import SourceRows
 from relax.data.indexed_file import IndexedFile
 from relax.data.json_file import read_json_file
 from relax.data.line_formats import LAYOUTS
-from relax.data.parquet_file import ParquetFile
+from relax.data.parquet_file import open_parquet
 from relax.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
@@ -25,7 +25,7 @@ def read_file(path: Path) -> SourceRows:
     if kind in LAYOUTS:
         rows: SourceRows = IndexedFile(path, kind)
     else:
-        rows = read_json_file(path) if kind == ".json" else ParquetFile(path)
+        rows = read_json_file(path) if kind == ".json" else open_parquet(path)
     if not len(rows):
         raise UserError(f"{path}: the file holds no rows")
     return rows

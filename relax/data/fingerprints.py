@@ -39,6 +39,11 @@ class Stamped:
         found = path.stat()
         return cls(path, name or str(path), found.st_size, found.st_mtime_ns)
 
+    @property
+    def identity(self) -> str:
+        """Of its own name and its size: what can be told without reading it."""
+        return digest(self.path.name, str(self.size_bytes))
+
     def check(self) -> None:
         """Refuse a file that is not what it was.
 

@@ -1,15 +1,17 @@
 """A Parquet file as rows: one row group in memory, decoded a thousand rows at a time. For reading in order.
 
-A row out of order costs the decoding of its thousand, and of its row group where that is another one.
+A row out of order costs the decoding of its thousand, and of its row group where that is not one of the last two.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from relax.data.compressed import opened
 from relax.data.examples import Row
@@ -18,28 +20,44 @@ from relax.data.json_text import first_line
 from relax.errors import UserError
 
 if TYPE_CHECKING:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
 _ROWS_DECODED = 1000
-_Chunk: TypeAlias = tuple[int, int]  # row group, and which thousand of it
 
 
+class RowGroup:
+    """A part of a Parquet file that is read as one; nothing of it before the first row is asked for."""
+
+    def __init__(self, file: Stamped, number: int) -> None:
+        self.file, self.number = file, number
+        self._decoded: tuple[int, list[Row]] = -1, []  # which thousand, and its rows
+
+    def row(self, index: int) -> Row:
+        """Row ``index`` of the group.
+
+        Raises:
+            UserError: the file is damaged, or has changed.
+        """
+        chunk, at = divmod(index, _ROWS_DECODED)
+        if self._decoded[0] != chunk:
+            with _readable(self.file):
+                rows = self._table.slice(chunk * _ROWS_DECODED, _ROWS_DECODED).to_pylist()
+            self._decoded = chunk, rows
+        return self._decoded[1][at]
+
+    @cached_property
+    def _table(self) -> "pyarrow.Table":
+        self.file.check()
+        return _open(self.file).read_row_group(self.number, use_threads=False)  # its threads do not live on in a fork
+
+
+@dataclass(frozen=True, eq=False)
 class ParquetFile:
-    """The rows of a .parquet file.
+    """The rows of a .parquet file. No file stays open: a pattern may fit thousands."""
 
-    Raises:
-        UserError: it is not a readable Parquet file; also from a later read, if it is damaged further in.
-    """
-
-    _table: tuple[int, Any]  # the row group in memory, and its content
-    _decoded: tuple[_Chunk, list[Row]]
-
-    def __init__(self, path: Path):
-        self.file = Stamped.now(path)
-        metadata = self._parquet.metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts = np.cumsum([0, *sizes])  # [row groups + 1]
-        self._forget()
+    file: Stamped
+    starts: npt.NDArray[np.int64]  # [row groups + 1] the first row of each
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -47,13 +65,17 @@ class ParquetFile:
     def __getitem__(self, index: int, /) -> Row:
         index = range(len(self))[index]
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
-        chunk, offset = divmod(index - int(self.starts[group]), _ROWS_DECODED)
-        if self._decoded[0] != (group, chunk):
-            self._decoded = (group, chunk), self._decode(group, chunk)
-        return self._decoded[1][offset]
+        return _recent_group(self.file, group).row(index - int(self.starts[group]))
 
     def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
+        return (group.row(index) for group, index in self.unread())
+
+    def unread(self) -> Iterator[tuple[RowGroup, int]]:
+        """Of each row in order: its group, and which row of that group it is."""
+        for number, size in enumerate(np.diff(self.starts)):
+            group = RowGroup(self.file, number)
+            for index in range(size):
+                yield group, index
 
     def place(self, index: int) -> str:
         """``rows.parquet:row 17``."""
@@ -66,38 +88,36 @@ class ParquetFile:
         with opened(self.file.path) as file:
             return content_digest(file, ".parquet")
 
-    def _decode(self, group: int, chunk: int) -> list[Row]:
-        with self._readable():
-            if self._table[0] != group:
-                self._table = group, self._parquet.read_row_group(group, use_threads=False)  # threads die in a fork
-            rows: list[Row] = self._table[1].slice(chunk * _ROWS_DECODED, _ROWS_DECODED).to_pylist()
-        return rows
 
-    @cached_property
-    def _parquet(self) -> "parquet.ParquetFile":
-        from pyarrow import parquet
+def open_parquet(path: Path) -> ParquetFile:
+    """Read what the file says of itself; its rows are read later.
 
-        self.file.check()
-        with self._readable():
-            return parquet.ParquetFile(self.file.path)
+    Raises:
+        UserError: it is not a Parquet file, or not a whole one.
+    """
+    file = Stamped.now(path)
+    with _readable(file):
+        about = _open(file).metadata
+    sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+    return ParquetFile(file, np.cumsum([0, *sizes]))
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        import pyarrow
 
-        try:
-            yield
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.file.name}: not a readable Parquet file ({first_line(error)})") from None
+@lru_cache(maxsize=2)
+def _recent_group(file: Stamped, number: int) -> RowGroup:
+    return RowGroup(file, number)
 
-    def _forget(self) -> None:
-        self._table = -1, None
-        self._decoded = (-1, -1), []
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open file and what was read from it."""
-        return {"file": self.file, "starts": self.starts}
+def _open(file: Stamped) -> "parquet.ParquetFile":
+    from pyarrow import parquet
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget()
+    return parquet.ParquetFile(file.path)
+
+
+@contextmanager
+def _readable(file: Stamped) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file.name}: not a readable Parquet file ({first_line(error)})") from None

@@ -29,7 +29,12 @@ def count_rows(pieces: Iterable[tuple[int, T]], total: int, what: str) -> Iterat
 
 class _Bar:
     def __init__(self, console: Console, total: int, what: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows"),
+        )
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self.task = self.progress.add_task(what, total=total)
         self.begun, self.shown = time.monotonic(), False

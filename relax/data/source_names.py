@@ -58,7 +58,7 @@ def find(name: str) -> Place:
     """
     if not name.strip():
         raise UserError("a data source must be a file, a folder or a hub name, got an empty string")
-    path = Path(name).expanduser()
+    path = _path(name)
     try:
         if path.is_dir():
             return Folder(path)
@@ -102,7 +102,7 @@ def nearest_file(path: Path) -> str:
 
 
 def _matching(pattern: str) -> tuple[Path, ...]:
-    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207, Path.glob takes no absolute ones
+    found = glob.glob(str(_path(pattern)), recursive=True)  # noqa: PTH207, Path.glob takes no absolute ones
     paths = tuple(path for path in map(Path, sorted(found)) if path.is_file())
     if not paths:
         raise UserError(f"{pattern}: no file fits this pattern")
@@ -123,13 +123,13 @@ def _take_parts(pieces: list[str]) -> list[Part]:
 def _weighted(text: str) -> Part:
     name, colon, weight = text.rpartition(":")
     if not colon or _exists(text):
-        return Part(text, None)
+        return Part(text if _exists(text) else text.strip(), None)
     try:
-        return Part(name, float(weight))
+        return Part(name.strip(), float(weight))
     except ValueError:
-        if _exists(name):
+        if _exists(name.strip()):
             raise UserError(f"{text}: behind the colon goes the part's weight, a number, got {weight!r}") from None
-        return Part(text, None)
+        return Part(text.strip(), None)
 
 
 def _is_file(pieces: list[str]) -> bool:
@@ -139,6 +139,13 @@ def _is_file(pieces: list[str]) -> bool:
 
 def _exists(name: str) -> bool:
     try:
-        return bool(name) and Path(name).expanduser().exists()
+        return bool(name) and _path(name).exists()
     except OSError:  # too long, or behind a folder that may not be read: `find` says so
         return False
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~name, and nobody of that name is known here
+        return Path(name)

@@ -14,6 +14,7 @@ from relax.data.dataset_rows import stream_rows
 from relax.data.examples import Row
 from relax.data.fingerprints import SourceRows, Stamped, digest
 from relax.data.line_formats import LAYOUTS, Parse, Record
+from relax.data.parquet_file import ParquetFile, RowGroup
 from relax.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class LineStream:
     @property
     def identity(self) -> str:
         """Of the file's name and size."""
-        return digest(self.file.path.name, str(self.file.size_bytes))
+        return self.file.identity
 
     def read(self, skip: int = 0) -> Iterator[Placed]:
         """As :class:`RowStream`."""
@@ -82,8 +83,31 @@ class LineStream:
 
 
 @dataclass(frozen=True)
+class ParquetStream:
+    """A .parquet file; of row groups that are skipped nothing is read."""
+
+    rows: ParquetFile
+
+    @property
+    def identity(self) -> str:
+        """Of the file's name and size."""
+        return self.rows.file.identity
+
+    def read(self, skip: int = 0) -> Iterator[Placed]:
+        """As :class:`RowStream`."""
+        return _read_behind(self, skip)
+
+    def unread(self) -> Iterator[Unread]:
+        """As :class:`Source`."""
+        return (partial(self._read, at, *found) for at, found in enumerate(self.rows.unread()))
+
+    def _read(self, at: int, group: RowGroup, index: int) -> Placed:
+        return self.rows.place(at), group.row(index)
+
+
+@dataclass(frozen=True)
 class PositionStream:
-    """Rows that are read by position anyway: Parquet, .json, a folder saved by ``datasets``."""
+    """Rows that are in memory, or mapped into it: of a .json file, or of a folder saved by ``datasets``."""
 
     rows: SourceRows
     identity: str
@@ -110,8 +134,7 @@ class LibraryStream:
 
     def read(self, skip: int = 0) -> Iterator[Placed]:
         """As :class:`RowStream`."""
-        rows = stream_rows(self.dataset.skip(skip) if skip else self.dataset, self.name)
-        return ((f"{self.name}:row {number}", row) for number, row in enumerate(rows, skip + 1))
+        return stream_rows(self.dataset, self.name, skip)
 
     def unread(self) -> Iterator[Unread]:
         """As :class:`Source`."""

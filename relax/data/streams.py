@@ -6,13 +6,15 @@ A stream reads on behind any number of rows, so a resumed run needs to remember 
 from pathlib import Path
 
 from relax.data.dataset_rows import DatasetRows, Loaded, open_folder, open_hub
-from relax.data.files import file_kind, read_file
+from relax.data.files import file_kind
 from relax.data.fingerprints import Stamped, digest
+from relax.data.json_file import read_json_file
 from relax.data.line_formats import LAYOUTS
 from relax.data.mixture import shares_of
+from relax.data.parquet_file import open_parquet
 from relax.data.source_names import Files, Folder, find
 from relax.data.sources import check_file_split, weighted_parts
-from relax.data.stream_kinds import Chained, LibraryStream, LineStream, PositionStream, RowStream, Source
+from relax.data.stream_kinds import Chained, LibraryStream, LineStream, ParquetStream, PositionStream, RowStream, Source
 from relax.data.stream_mixture import Blended
 from relax.errors import UserError
 
@@ -54,10 +56,12 @@ def _open_part(source: str, split: str, name: str | None) -> Source:
 def _open_file(path: Path, split: str, name: str | None) -> Source:
     check_file_split(path, split, name)
     kind = file_kind(path)
-    file = Stamped.now(path)
     if kind in LAYOUTS:
-        return LineStream(file, kind)
-    return PositionStream(read_file(path), digest(path.name, str(file.size_bytes)))
+        return LineStream(Stamped.now(path), kind)
+    if kind == ".parquet":
+        return ParquetStream(open_parquet(path))
+    rows = read_json_file(path)
+    return PositionStream(rows, rows.fingerprint)
 
 
 def _of_library(loaded: Loaded, source: str, split: str, name: str | None) -> Source:

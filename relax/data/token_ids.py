@@ -1,29 +1,20 @@
-"""Texts -> token ids with a loss mask. Knows no rows and no chat template.
+"""Texts -> token ids, as a tokenizer gives them. Knows no rows, no loss mask and no chat template."""
 
-Prompt and completion are joined as ids, not as text, so the boundary is exact and equals what generation sees. A
-conversation is tokenized whole, as the template writes it, and cut at the spans to learn.
-"""
-
+import re
 from functools import cached_property
-from itertools import accumulate, chain
 from string import ascii_letters, digits
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
-from relax.data.chat import Rendered
-from relax.data.examples import Text, Tokens
-from relax.data.tokenized import Sample
 from relax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = list[int]
+Ids: TypeAlias = list[int]
 
 
 class TokenIds:
-    """Tokenizes texts and puts their ids together."""
+    """What is asked of a tokenizer, and what is known of it."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.tokenizer = tokenizer
@@ -39,76 +30,39 @@ class TokenIds:
             raise UserError("the tokenizer has no eos token, so the model could not learn to stop: set its eos_token")
 
     def tokenize(self, texts: list[str]) -> list[Ids]:
-        """The ids of each text, as it stands: nothing put before or behind it."""
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        ids: list[Ids] = encoded["input_ids"]
-        return ids
+        """The ids of each text, as it stands: nothing put before or behind it. Equal texts are tokenized once."""
+        if not texts:
+            return []
+        unique = [*dict.fromkeys(texts)]
+        encoded = self.tokenizer(unique, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: dict[str, Ids] = dict(zip(unique, encoded["input_ids"], strict=True))
+        return [ids[text] for text in texts]
 
-    def join(self, text: Text, ids: list[Ids], *, learn_all: bool) -> Sample:
-        """The ids the tokenizer itself opens a text with, prompt, completion, eos; neither opening nor eos twice.
-
-        ``ids`` are those of prompt and completion; the completion and its eos are learnt.
-
-        Raises:
-            UserError: the tokenizer has no token for the completion.
-        """
-        prompt, completion = ids
-        if text.completion and not completion:
-            raise UserError(f"the tokenizer has no token for anything in {text.completion[:40]!r}")
-        opened = (prompt + completion)[: len(self.opening)] == self.opening
-        read = prompt if opened else self.opening + prompt
-        stop = self.stop if completion and completion[-1:] != self.stop else []
-        learnt = completion + stop
-        return Sample.of(read + learnt, [learn_all] * len(read) + [True] * len(learnt))
-
-    def take(self, tokens: Tokens, *, learn_all: bool) -> Sample:
-        """Ids that come tokenized, as they are.
-
-        Raises:
-            UserError: an id that is not in the vocabulary.
-        """
-        highest = max(tokens.input_ids, default=0)
-        if highest >= self.vocabulary:
-            raise UserError(
-                f"token id {highest} at position {tokens.input_ids.index(highest)} is not in the vocabulary of "
-                f"{self.vocabulary} tokens: the row was made with another tokenizer"
-            )
-        return Sample.of(tokens.input_ids, tokens.loss_mask if not learn_all else [True] * len(tokens.input_ids))
-
-    def cut(self, rendered: Rendered, ids: list[Ids]) -> Sample:
-        """The conversation's ids, learnt between its cuts; a token over a cut is replaced by the pieces' own tokens.
-
-        ``ids`` are those of the whole text and of its pieces (all but the last, which is the rest), compared as ids.
-        Where they differ, either a piece on its own begins differently (SentencePiece puts a space before a text) and
-        prefixes decide, or a token spans a cut: generation would never see it, because it starts from the prompt's own
-        ids.
-
-        Raises:
-            UserError: the tokenizer has no token for the text, or cannot tokenize the two sides of a cut.
-        """
-        whole, pieces = ids[0], ids[1:]
-        if not whole:
-            raise UserError(f"the tokenizer has no token for anything in {rendered.text[:40]!r}")
-        ends = [*accumulate(map(len, pieces))]
-        if whole[: ends[-1]] != [*chain.from_iterable(pieces)]:
-            prefixes = self.tokenize([rendered.text[:cut] for cut in rendered.cuts[:-1]])
-            ends = [len(prefix) for prefix in prefixes]
-            if any(whole[: len(prefix)] != prefix for prefix in prefixes):
-                whole, ends = self._piecewise(rendered, whole)
-        return Sample.of(whole, np.repeat([False, True] * len(rendered.spans), np.diff([0, *ends, len(whole)])))
-
-    def _piecewise(self, rendered: Rendered, whole: Ids) -> tuple[Ids, list[int]]:
-        """The ids of the pieces one by one, and where each but the last ends; they must say what ``whole`` says."""
-        pieces = self.tokenize(rendered.pieces)
-        ids = [*chain.from_iterable(pieces)]
-        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole):
-            raise UserError("a token spans the border of an answer, and this tokenizer cannot tokenize its two parts")
-        return ids, [*accumulate(map(len, pieces[:-1]))]
+    def decode(self, ids: Ids) -> str:
+        """The text of the ids, special tokens included."""
+        text: str = self.tokenizer.decode(ids)
+        return text
 
     @cached_property
     def vocabulary(self) -> int:
         """One more than the highest id."""
-        return max(len(self.tokenizer), 1 + max(self.tokenizer.added_tokens_decoder, default=0))
+        return max(len(self.tokenizer), 1 + max(self.added.values(), default=0))
+
+    @cached_property
+    def added(self) -> dict[str, int]:
+        """The tokens that are looked for in a text before all else, special ones mostly, with their ids."""
+        return {token.content: at for at, token in self.tokenizer.added_tokens_decoder.items()}
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """The ids of :attr:`added`."""
+        return frozenset(self.added.values())
+
+    @cached_property
+    def any_added(self) -> re.Pattern[str]:
+        """Finds the tokens of :attr:`added` in a text, the longest one at each place."""
+        longest_first = sorted(filter(None, self.added), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @cached_property
     def opening(self) -> Ids:

@@ -64,13 +64,13 @@ def tokenize_rows(
     if workers is None:
         workers = default_workers(len(rows), ENOUGH_ROWS_FOR_PROCESSES)
     elif workers < 0:
-        raise UserError(f"workers must be 0 (only this process) or more, got {workers}")
+        raise UserError(f"--tokenize_workers must be 0 (only this process) or more, got {workers}")
     checks = RowChecks(where, options, max_dropped_share)
     run = _Run.over(rows, tokenizer, checks, workers)
     formats = {encoder.format.name for encoder in run.encoders.values()}
     checks.warn_of_options(formats)
     key = None if cache is None else cache_key(rows, tokenizer, options)
-    dataset = run.in_memory() if cache is None or key is None else run.through_cache(cache / key)
+    dataset = run.in_memory() if cache is None or key is None else run.through_cache(cache.expanduser() / key)
     checks.refuse(dataset.report)  # once more: kept tokens may have been made under another limit
     checks.warn(dataset.report, formats)
     behind, _ = whole(rows)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from callbacks import Throughput
-from callbacks.throughput import PEAK_FLOPS, _peak_of, flops_per_token, peak_memory_bytes
+from callbacks.throughput import PEAK_FLOPS, _peak_of, flops_per_token
+from relax.memory import peak_memory_bytes
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Run by test_two_processes.py: one fit on two processes, its gradients written by rank 0."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,10 +18,9 @@ if __name__ == "__main__":
         Sorting().build_tokenizer(),
         build_unequal_rows(21),
         val_dataset=build_unequal_rows(5, seed=1),
-        batch_size=8,
-        micro_batch_size=2,
         devices=2,
         strategy="ddp",
+        **json.loads(sys.argv[2]),
     )
     assert trainer.trainer.world_size == 2
     if trainer.global_rank == 0:

@@ -24,17 +24,28 @@ def start(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"batch_size": 8, "micro_batch_size": 2},
+        {"batch_size": 8, "max_tokens_per_micro_batch": 120},
+        {"batch_size": 2, "packing_length": 90, "micro_batch_size": 1},
+    ],
+    ids=["count", "tokens", "packed sequences"],
+)
 def test_two_processes_give_the_gradients_and_figures_of_one(
-    tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+    cut: dict[str, int], tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
 ) -> None:
-    """21 rows of 8 a step: the last step has 5 rows for 2 processes x 2 accumulation steps x 2 sequences."""
-    done = start(str(ROOT / "tests/integration/fit_two_processes.py"), str(tmp_path / "two.pt"), cwd=tmp_path)
+    """21 rows: the last step is smaller than what two processes x accumulation steps x sequences would take, and one
+    process lays them out otherwise.
+    """
+    script = str(ROOT / "tests/integration/fit_two_processes.py")
+    done = start(script, str(tmp_path / "two.pt"), json.dumps(cut), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    log, trainer = fit(
-        make_llama(), tokenizer, unequal_rows(21), val_dataset=unequal_rows(5, seed=1), batch_size=8, layout="padded"
-    )
-    assert len(log.gradients) == len(two["gradients"]) == 6
+    alone = {"layout": "padded"} | cut if "packing_length" not in cut else cut | {"micro_batch_size": 2}
+    log, trainer = fit(make_llama(), tokenizer, unequal_rows(21), val_dataset=unequal_rows(5, seed=1), **alone)
+    assert len(log.gradients) == len(two["gradients"]) >= 4
     for found, expected in zip(two["gradients"], log.gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     figures = {name: value.item() for name, value in trainer.trainer.callback_metrics.items()}

@@ -3,6 +3,7 @@
 The families' chat templates are written out in ``chat_templates``: each writes what the published one writes, and marks
 its answers besides. The published ones have no such marks (nor have the constants below).
 """
+# ruff: noqa: RUF001  (DeepSeek's special tokens)
 
 import re
 from pathlib import Path
@@ -46,8 +47,10 @@ FAMILIES: dict[str, tuple[str | None, ...]] = {
     "deepseek_v3": _DEEPSEEK_TOKENS,
     "gpt_oss": _HARMONY_TOKENS,
 }
-# The special tokens of the templates above, which a tokenizer with one of them has.
-_SPECIAL = {chat_template(family): tuple(filter(None, tokens[2:])) for family, tokens in FAMILIES.items()}
+# What a tokenizer with one of these templates knows, whatever its own eos token is.
+_SPECIAL = {
+    chat_template(family): tuple(filter(None, [*special, eos])) for family, (_, eos, *special) in FAMILIES.items()
+}
 
 
 def family_tokenizer(family: str, *, marked: bool = False) -> PreTrainedTokenizerFast:

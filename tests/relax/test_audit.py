@@ -114,10 +114,7 @@ def test_padding_is_what_a_padded_batch_computes_beyond_its_tokens() -> None:
     fill = Fill.of(lengths, batches, packed=False)
     assert fill == Fill(packed=False, capacity=None, micro_batches=3, tokens=22, slots=28, largest=20)
     line = next(line for line in lines_of(made(*lengths), [[0, 1], [], [2], [3]]) if "batches" in line)
-    assert (
-        line
-        == "  batches      padded, 21.4% of the tokens are padding; 3 micro-batches an epoch, the largest 20 tokens"
-    )
+    assert line == "  batches      padded, 21.4% of the tokens are padding in 3 micro-batches, the largest 20 tokens"
 
 
 def test_packed_batches_are_measured_against_their_capacity() -> None:
@@ -126,7 +123,9 @@ def test_packed_batches_are_measured_against_their_capacity() -> None:
     assert fill is not None
     assert (fill.tokens, fill.slots, fill.largest) == (45, 20 + 20 + 25, 25)  # one document is longer than allowed
     assert Fill.of(lengths, batches, packed=True) == Fill(True, None, 3, tokens=45, slots=45, largest=25)
-    assert "packed, 69.2% of 20 tokens filled; 3 micro-batches" in "".join(lines_of(made(*lengths), batches, True, 20))
+    assert "packed, 69.2% of 20 tokens filled in 3 micro-batches" in "".join(
+        lines_of(made(*lengths), batches, True, 20)
+    )
     assert Fill.of(lengths, [], packed=True) is None
 
 
@@ -208,7 +207,7 @@ def test_the_audit_of_the_built_in_task_word_for_word() -> None:
         "               14-15  ████████████████████████████     21   21.0%",
         "               16-17  █████████████████████▍           16   16.0%",
         "                  18  ██████████████████████████▋      20   20.0%",
-        "  batches      packed, no padding; 10 micro-batches an epoch, the largest 154 tokens",
+        "  batches      packed, no padding in 10 micro-batches, the largest 154 tokens",
         "  row 85       16 tokens, 8 of them trained (in ⟦ ⟧)",
         "  │ 3270866>⟦2370866<eos>⟧",
     ]

@@ -66,6 +66,7 @@ def test_a_file_whose_name_looks_like_a_pattern_or_a_list_is_a_file() -> None:
         ("a.jsonl", [("a.jsonl", None)]),
         ("a.jsonl,b.parquet", [("a.jsonl", None), ("b.parquet", None)]),
         ("a.jsonl:0.7,b.parquet:3e-1", [("a.jsonl", 0.7), ("b.parquet", 0.3)]),
+        (" a.jsonl : 0.7, b.parquet:0.3 ", [("a.jsonl", 0.7), ("b.parquet", 0.3)]),
         ("org/name:2,data/*.txt:1", [("org/name", 2.0), ("data/*.txt", 1.0)]),
         ("C:\\data\\a.jsonl:0.5,C:\\b.jsonl:0.5", [("C:\\data\\a.jsonl", 0.5), ("C:\\b.jsonl", 0.5)]),
         ("C:\\a.jsonl,b:c.jsonl", [("C:\\a.jsonl", None), ("b:c.jsonl", None)]),

@@ -192,6 +192,7 @@ def test_a_missing_file_names_the_nearest_and_never_reaches_the_hub() -> None:
         "../squad",
         "/squad",
         "~/squad",
+        "~nobody_of_this_name/squad",
         "a/b/squad",
         "squad.txt",
         "squad.csv.gz",

@@ -162,8 +162,7 @@ def test_what_a_stream_refuses() -> None:
 
 def test_a_file_of_a_folder_that_breaks_on_the_way_is_told_with_its_row() -> None:
     write("folder/train.jsonl", jsonl(texts("a", 3)) + '{"text": \n')
-    message = refused("folder")
-    assert message.startswith("folder: the next row cannot be read (")
+    assert refused("folder").startswith("folder: the rows from number 1 on cannot be read (")
 
 
 def test_a_file_that_changed_is_refused() -> None:

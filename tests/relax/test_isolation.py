@@ -24,6 +24,7 @@ MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_gr
 LINEAR = {f"linear_{name}": 8 if "dim" in name else 2 for name in ("key_head_dim", "value_head_dim", "num_key_heads")}
 DELTA = {**LINEAR, "linear_num_value_heads": 2, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+XGLM = {"vocab_size": V, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}
 OSS = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
 SPARSE = {
@@ -54,9 +55,9 @@ LEAKY = {
     "gpt_oss, mask without positions": lambda: T.GptOssConfig(**BASE, **OSS),
 }
 OTHERS = {
-    "xglm": (lambda: T.XGLMConfig(V, d_model=32, num_layers=2, attention_heads=4, ffn_dim=48), "lets documents see"),
+    "xglm": (lambda: T.XGLMConfig(**XGLM), "lets documents see one another with attn_implementation=eager"),
     "bart": (
-        lambda: T.BartConfig(V, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48),
+        lambda: T.BartConfig(**{"vocab_size": V, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}),
         "gives a document other states in a packed row than alone with attn_implementation=sdpa",
     ),
     "deepseek_v32": (
@@ -117,6 +118,14 @@ def test_no_model_that_can_is_refused(name: str, dtype: torch.dtype) -> None:
     assert causal_lm.isolate_documents(model).reason == ""
     assert model.config._attn_implementation == "documents"
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", CAN)
+def test_nor_in_mixed_precision(name: str) -> None:
+    model = build(CAN[name]())
+    with torch.autocast("cpu", torch.bfloat16):
+        causal_lm.check_head(model)
+        assert causal_lm.isolate_documents(model).reason == ""
 
 
 # The probe itself, on states that are means over a document's tokens so far, and what a test adds.
@@ -188,5 +197,6 @@ def failing(error: Exception) -> str:
 def test_what_a_model_raises_is_its_reason_but_no_device_trouble_is_hidden() -> None:
     assert failing(TypeError("unexpected keyword\nmore")) == "fails on packed rows (unexpected keyword)"
     assert failing(NotImplementedError("no backward on CPU")) == "fails on packed rows (no backward on CPU)"
+    assert failing(KeyError()) == "fails on packed rows (KeyError)"
     with pytest.raises(torch.OutOfMemoryError):
         failing(torch.OutOfMemoryError("out of memory"))

@@ -150,6 +150,25 @@ def test_memory_stays_flat_whatever_the_file_holds(name: str) -> None:
     assert peak_bytes(read) < 3e6, "of 30 MB"
 
 
+def num_open_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()]) if Path("/proc/self/fd").exists() else 0
+
+
+def test_one_row_group_is_in_memory_and_of_many_files_none_stays_open() -> None:
+    import pyarrow
+
+    for file in range(30):
+        write_parquet(f"{file}.parquet", [{"text": "x" * 10_000}] * 100, row_group_size=20, use_dictionary=False)
+        write(f"{file}.jsonl", jsonl(texts("a", 2)))
+    before, open_before = pyarrow.total_allocated_bytes(), num_open_files()
+    rows = load_rows("*.parquet,*.jsonl")
+    for row in rows:
+        assert row
+        assert pyarrow.total_allocated_bytes() - before < 2 * 20 * 10_000
+    assert all(rows[at] == row for at, row in enumerate(rows))
+    assert num_open_files() == open_before
+
+
 def test_a_row_of_ten_megabytes() -> None:
     huge = "é" * 5_000_000
     write("a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": huge}, ensure_ascii=False) + "\n")
@@ -179,7 +198,7 @@ def test_rows_travel_to_other_processes() -> None:
 
 def test_threads_and_forks_do_not_move_one_anothers_place_in_the_file() -> None:
     rows = load_rows(write("a.jsonl", jsonl(texts("a", 2000))))
-    wrong = []
+    wrong: list[int] = []
 
     def read(start: int) -> None:
         wrong.extend(at for at in range(start, 2000, 2) if rows[at] != {"text": f"a{at}"})

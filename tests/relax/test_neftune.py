@@ -76,8 +76,7 @@ def test_under_lora(targets: list[str]) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_the_noise_is_a_function_of_the_generator_and_no_gradient_changes() -> None:
-    """The embedding's own gradient is that at the noisy point; the noise itself is a constant."""
+def test_the_same_generator_gives_the_same_noise_and_so_the_same_gradient() -> None:
     model, batch = tiny_model(), make_batch(collate_padded)
     gradients = []
     for _ in range(2):

@@ -302,7 +302,7 @@ def test_bf16_mixed_trains_fp32_weights(make_trainer: Callable) -> None:
             if "train/loss" in trainer.callback_metrics:
                 losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    trainer._callbacks.append(Losses())
+    trainer.own_callbacks.append(Losses())
     trainer.train()
     assert trainer.model.lm_head.weight.dtype == torch.float32
     assert losses[-1] < losses[0]

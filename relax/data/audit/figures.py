@@ -104,7 +104,8 @@ def audit(
 ) -> Audit:
     """Look at a data set; reads lengths and one row, not the tokens.
 
-    ``micro_batches``: the samples of each micro-batch of one epoch, over all ranks; none: every row once.
+    ``micro_batches``: the samples of each micro-batch over all ranks; of a mixture those of one whole epoch, else the
+    first ones will do. None of them: every row once.
     ``capacity``: the tokens that a packed one has room for. ``seed`` chooses the row that is shown.
     """
     report = data.report

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Fill:
-    """The micro-batches of an epoch on all ranks, counted in tokens.
+    """Some or all micro-batches of an epoch, counted in tokens.
 
     ``slots`` are the places for tokens: rows x longest row of a padded micro-batch; of a packed one its ``capacity``,
     or as many as it has tokens where it has no capacity or is longer than that.

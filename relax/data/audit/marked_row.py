@@ -79,7 +79,7 @@ def _decode(tokenizer: "PreTrainedTokenizerBase", sample: Sample, start: int, en
     """The text that these tokens add to what stands before them, controls made visible."""
     first = max(0, start - _CONTEXT_TOKENS)
     before, both, alone = (
-        tokenizer.decode(sample.input_ids[a:b].tolist(), clean_up_tokenization_spaces=False)
+        tokenizer.decode(sample.input_ids[a:b].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         for a, b in ((first, start), (first, end), (start, end))
     )
     text: str = both[len(before) :] if both.startswith(before) else alone

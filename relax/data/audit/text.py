@@ -90,7 +90,7 @@ def _batches(fill: Fill) -> str:
     else:
         kind = f"packed, {share_of(fill.tokens, fill.slots)} of {fill.capacity:,} tokens filled"
     number = counted(fill.micro_batches, "micro-batch", "es")
-    return f"{kind}; {number} an epoch, the largest {fill.largest:,} tokens"
+    return f"{kind} in {number}, the largest {fill.largest:,} tokens"
 
 
 def _example(row: MarkedRow, console: Console, color: bool) -> Iterator[Text]:
