@@ -115,7 +115,8 @@ def report(title: str, turns: dict[str, dict[str, list[Turn]]]) -> None:
         [f"{ours} / {theirs}", *(f"{ratio(turns, ours, theirs, start):.1f}" for start in ("cold", "warm"))]
         for ours, theirs in pairs(list(turns))
     ]
-    print_table([title, "ratio of rows/s cold", "warm"], ratios)
+    if ratios:
+        print_table([title, "ratio of rows/s cold", "warm"], ratios)
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:

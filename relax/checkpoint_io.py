@@ -7,13 +7,12 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor
 
 from relax.atomic_file import atomic_write
 from relax.errors import UserError
@@ -118,11 +117,3 @@ def _damaged(file: Path, reason: object) -> UserError:
 
 def _is_remote(path: str | Path) -> bool:
     return "://" in str(path)
-
-
-def different_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
-    """(name, our shape, their shape) of every tensor that the two do not share, in order of the names."""
-    shapes = [{name: str(tuple(tensor.shape)) for name, tensor in side.items()} for side in (ours, theirs)]
-    names = sorted(shapes[0].keys() | shapes[1].keys())
-    pairs = [(name, *(side.get(name, "absent") for side in shapes)) for name in names]
-    return [(name, our, their) for name, our, their in pairs if our != their]

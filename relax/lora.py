@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from relax.checkpoint_io import different_shapes
 from relax.errors import UserError
 from relax.hub import local_folder, one_line_errors
+from relax.shapes import different_shapes
 
 if TYPE_CHECKING:
     from peft import PeftModel

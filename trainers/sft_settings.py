@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from relax import checks
+from relax.data.dataset_rows import named
 from relax.data.encoding import EncodingOptions
 from relax.data.rows import Rows
 from relax.data.streaming import SampleStream
@@ -88,7 +89,7 @@ def tokenized(
     if isinstance(rows, TokenizedDataset):
         return rows
     return tokenize_rows(
-        rows,
+        named(rows, where),
         tokenizer,
         encoding_options(reading),
         where=where,

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from relax import causal_lm, run_folder
-from relax.checkpoint_io import different_shapes, make_atomic
+from relax.checkpoint_io import make_atomic
 from relax.cli import dump_config
 from relax.data.audit import Audit
 from relax.data.batches import Batch
@@ -52,6 +52,7 @@ from relax.optimizers import (
 )
 from relax.report import say
 from relax.seeding import seed_generators
+from relax.shapes import different_shapes
 from trainers.advice import (
     warn_of_a_validation_that_never_comes,
     warn_of_half_precision,

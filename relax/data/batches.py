@@ -55,7 +55,7 @@ class Batch:
     """See ``Documents.longest_mask``."""
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
-        """The same batch on ``device``; to a GPU the copy is not waited for (Lightning does not ask for that itself)."""
+        """The same batch on ``device``; a copy to a GPU is not waited for, which Lightning does not ask for itself."""
         asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
         return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import warnings
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
-import transformers
 
 import relax
 from relax.data.encoding import EncodingOptions
@@ -20,11 +20,16 @@ FORMAT = 1
 
 
 def cache_key(rows: Rows, tokenizer: "PreTrainedTokenizerBase", options: EncodingOptions) -> str | None:
-    """A hex digest; None where the rows have no fingerprint, or the tokenizer is not of the ``tokenizers`` library."""
+    """A hex digest; None where the rows have no fingerprint, or (with a warning) the tokenizer is slow."""
     behind, indices = whole(rows)
-    if not isinstance(behind, Identified) or not tokenizer.is_fast:
+    if not isinstance(behind, Identified):
         return None
-    code = [FORMAT, relax.__version__, tokenizers.__version__, transformers.__version__]
+    if not tokenizer.is_fast:
+        warnings.warn(
+            "a tokenizer written in Python cannot be named: the tokens are not kept for the next run", stacklevel=3
+        )
+        return None
+    code = [FORMAT, relax.__version__, version("tokenizers"), version("transformers")]
     chosen = {**vars(options), "columns": dict(options.columns or {})}
     named = json.dumps([code, chosen, behind.fingerprint, _describe(tokenizer)], sort_keys=True)
     digest = hashlib.blake2b(named.encode(), digest_size=16)

@@ -28,10 +28,10 @@ def as_row(row: object) -> Row:
     return row
 
 
-def value(row: Row, column: str) -> Any:
-    """What the column holds; a column that is not there is refused."""
+def value(row: Row, column: str, flag: str = "") -> Any:
+    """What the column holds; a column that is not there is refused, in a message that begins with ``flag``."""
     if column not in row:
-        raise UserError(f"no {column!r} in this row, it has {listed(row)}{suggestion(column, row)}")
+        raise UserError(f"{flag}no {column!r} in this row, it has {listed(row)}{suggestion(column, row)}")
     return row[column]
 
 

@@ -96,10 +96,10 @@ class ChatRenderer:
         closing = text[marks[-1][1] :].rstrip()
         token = self._token.match(closing)
         end_of_turn = token[0] if token else ""
-        begin, begins = self._begin_of_learnt(chat, text), {start for start, _ in marks}
+        begin = self._begin_of_learnt(chat, text)
         spans = []
         for start, end in marks:
-            if text.startswith(end_of_turn, end) and end not in begins:
+            if text.startswith(end_of_turn, end):
                 end += len(end_of_turn)
             end = start + len(text[start:end].rstrip())
             if end > max(start, begin):

@@ -3,6 +3,7 @@
 Data sets whose loading runs code of their own are refused (the library no longer knows how to).
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from relax.data.examples import Row
 from relax.data.json_text import first_line
+from relax.data.rows import Rows
 from relax.data.source_names import nearest_file
 from relax.errors import UserError
 
@@ -47,6 +49,12 @@ class DatasetRows:
         """The library's own: of the files it read, and of what was done to the rows since."""
         fingerprint: str = self.dataset._fingerprint
         return fingerprint
+
+
+def named(rows: Rows, name: str) -> Rows:
+    """The rows; a bare ``datasets.Dataset`` among them with places and a fingerprint."""
+    library = sys.modules.get("datasets")  # whoever passes one has imported it
+    return DatasetRows(rows, name) if library is not None and isinstance(rows, library.Dataset) else rows
 
 
 def open_folder(path: Path, split: str, name: str | None, *, streaming: bool = False) -> Loaded:

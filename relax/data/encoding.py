@@ -8,18 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from relax.data.cells import as_row
 from relax.data.chat import ChatRenderer, TrainOn
 from relax.data.drafts import Conversation, Draft, PlainText, ReadyTokens
+from relax.data.encoded import Encoded, Finisher
 from relax.data.examples import Chat, Example, Preference, Prompt, Row, Text, Tokens
 from relax.data.formats import Format, choose, read_weight, rename
 from relax.data.token_ids import Ids, TokenIds
-from relax.data.tokenized import Sample, TokenizationReport
-from relax.data.truncation import Truncation, truncate
+from relax.data.tokenized import Sample
+from relax.data.truncation import Truncation
 from relax.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ _CHARACTERS_PER_CALL = 2_000_000
 _NOT_FOR_LEARNING = {
     Prompt: "the row is only a prompt, with nothing to learn; rows to learn from need a 'completion' or 'messages'",
     Preference: (
-        "the row is a preference pair, which is not learnt from directly; to learn the chosen answer, give "
-        "--columns='{completion: chosen}'"
+        "the row is a preference pair, which is not learnt from as such; to learn the chosen answer, give "
+        "--columns='{completion: chosen}', or '{messages: chosen}' where that holds the prompt as well"
     ),
 }
 
@@ -71,35 +70,6 @@ class EncodingOptions:
             raise UserError(f"--truncation must be one of {', '.join(get_args(Truncation))}, got {self.truncation!r}")
 
 
-Reason = Literal[
-    "", "empty text", "no training target", "no training target within max_length", "longer than max_length", "weight 0"
-]
-
-
-class Encoded(NamedTuple):
-    """What became of a row."""
-
-    sample: Sample | None
-    """None: the row is dropped."""
-    reason: Reason = ""
-    """Why it is dropped."""
-    truncated_tokens: int = 0
-    without_end_of_turn: bool = False
-    double_bos: bool = False
-    unknown_tokens: int = 0
-
-    def count_in(self, report: TokenizationReport) -> None:
-        """Add the row to ``report``."""
-        report.rows += 1
-        if self.sample is None:
-            report.dropped[self.reason] += 1
-        report.truncated += self.truncated_tokens > 0
-        report.truncated_tokens += self.truncated_tokens
-        report.without_end_of_turn += self.without_end_of_turn
-        report.double_bos += self.double_bos
-        report.unknown_tokens += self.unknown_tokens
-
-
 class _Prepared(NamedTuple):
     """A row that is read, not yet tokenized."""
 
@@ -131,6 +101,7 @@ class RowEncoder:
         self.tokenizer = tokenizer
         self.options = options or EncodingOptions()
         self.ids = TokenIds(tokenizer)
+        self._finisher = Finisher(self.ids, self.options.max_length, self.options.truncation)
         with _at(where):
             self.format: Format = choose(self.options.format, self._named(first_row).keys())
 
@@ -151,17 +122,18 @@ class RowEncoder:
         with _at(place):
             weight = 1.0 if self.options.weight_column is None else read_weight(row, self.options.weight_column)
             example = self.format.read(self._named(row))
-        self._require(example)  # outside of the row: what the tokenizer lacks is not the row's fault
+        self._require(example)
         with _at(place):
             draft = self._draft(example)
             _check_unicode(draft.texts)
         return _Prepared(place, weight, draft if weight else None)
 
     def _require(self, example: Example) -> None:
+        """Refuse a tokenizer that lacks what such rows need: that is no row's fault, so no row is named."""
         if isinstance(example, Text):
             self.ids.require_eos()
         elif isinstance(example, Chat):
-            self._renderer  # noqa: B018, it is made here, and refuses a tokenizer without a chat template
+            _ = self._renderer
 
     def _draft(self, example: Example) -> Draft:
         learn_all = self.options.train_on == "all"
@@ -176,31 +148,10 @@ class RowEncoder:
                 raise UserError(_NOT_FOR_LEARNING[type(example)])
 
     def _finish(self, row: _Prepared, ids: list[Ids]) -> Encoded:
-        """Put the ids together, cut them to length, and look at what is left."""
         if row.draft is None:
             return Encoded(None, "weight 0")
-        whole = row.draft.sample(ids)
-        if not whole.loss_mask.any():
-            return Encoded(None, "empty text" if isinstance(row.draft, PlainText) else "no training target")
-        options = self.options
-        sample = truncate(whole, options.max_length, options.truncation, self.tokenizer.bos_token_id)
-        if sample is None:
-            return Encoded(None, "longer than max_length")
-        if not sample.loss_mask.any():
-            return Encoded(None, "no training target within max_length")
-        cut = len(whole.input_ids) - len(sample.input_ids)
-        bos = self.tokenizer.bos_token_id
-        return Encoded(
-            sample._replace(weight=row.weight),
-            truncated_tokens=cut,
-            without_end_of_turn=not self._ends(sample) and not (cut and options.truncation == "end"),
-            double_bos=bos is not None and sample.input_ids[:2].tolist() == [bos, bos],
-            unknown_tokens=int(np.count_nonzero(sample.input_ids == self._unknown)),
-        )
-
-    def _ends(self, sample: Sample) -> bool:
-        """Whether the row teaches to stop."""
-        return bool(sample.loss_mask[-1]) and int(sample.input_ids[-1]) in self._stop_ids
+        whole = row.draft.sample(ids)._replace(weight=row.weight)
+        return self._finisher.finish(whole, "empty text" if isinstance(row.draft, PlainText) else "no training target")
 
     def _named(self, row: object) -> Row:
         """The row, its columns called as we call them."""
@@ -209,16 +160,6 @@ class RowEncoder:
     @cached_property
     def _renderer(self) -> ChatRenderer:
         return ChatRenderer(self.tokenizer)
-
-    @cached_property
-    def _stop_ids(self) -> set[int]:
-        return {*self.ids.stop, *self.ids.added_ids}
-
-    @cached_property
-    def _unknown(self) -> int:
-        """The id of the unknown token, where it means nothing else (GPT-2 uses one for unknown, bos and eos); or -1."""
-        known = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, None}
-        return -1 if self.tokenizer.unk_token_id in known else int(self.tokenizer.unk_token_id)
 
 
 def tokenize_row(row: Row, tokenizer: "PreTrainedTokenizerBase", options: EncodingOptions | None = None) -> Sample:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relax.data.cells import as_row, closest, kind, listed, shown, suggestion, value
+from relax.data.cells import as_row, closest, listed, shown, suggestion, value
 from relax.data.examples import Example, Row
 from relax.data.preference import read_preference
 from relax.data.pretokenized import read_tokens
@@ -155,12 +155,12 @@ def read_weight(row: object, column: str) -> float:
     Raises:
         UserError: no such column, no number, or a number that is negative or not finite.
     """
-    weight = value(as_row(row), column)
+    weight = value(as_row(row), column, "--weight_column: ")
     number = _number(weight) if isinstance(weight, str) else weight
     if isinstance(number, bool) or not isinstance(number, int | float | np.integer | np.floating):
-        raise UserError(f"--weight_column: {column!r} must hold a number, got {_seen(weight)}")
+        raise UserError(f"--weight_column: {column!r} must hold a number, got {shown(weight)}")
     if not 0 <= number <= _LARGEST_WEIGHT:
-        raise UserError(f"--weight_column: {column!r} must be finite and at least 0, got {_seen(weight)}")
+        raise UserError(f"--weight_column: {column!r} must be finite and at least 0, got {shown(weight)}")
     return float(np.float32(number))
 
 
@@ -169,10 +169,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _seen(weight: object) -> str:
-    return shown(weight) if isinstance(weight, str | int | float) and weight == weight else kind(weight)
 
 
 def _first_fitting(columns: Iterable[str]) -> Format | None:

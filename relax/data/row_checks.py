@@ -8,7 +8,8 @@ from relax.data.encoding import EncodingOptions
 from relax.data.tokenized import TokenizationReport
 from relax.errors import UserError
 
-_ASKED_FOR = ("longer than max_length", "weight 0")
+ASKED_FOR = ("longer than max_length", "weight 0")
+"""Reasons to leave a row out that the options ask for; the others are losses."""
 _TOO_LONG = ("longer than max_length", "no training target within max_length")
 
 
@@ -27,6 +28,14 @@ class RowChecks:
         if self.options.truncation != "end" and self.options.max_length is None:
             self._warn(f"--truncation={self.options.truncation} has no effect without --max_length")
 
+    def warn_of_the_date(self, formats: Collection[str], template: object) -> None:
+        """Warn of a chat template that writes the day's date: tokens then depend on when they are made."""
+        if {*formats} & {"messages", "conversations"} and "strftime_now" in str(template):
+            self._warn(
+                "the chat template writes today's date, so that another day gives other tokens; to train, and to "
+                "resume, on the same ones keep --data_cache, or give a template without the date with --chat_template"
+            )
+
     def refuse(self, report: TokenizationReport) -> None:
         """Refuse a data set that lost too much. Rows that the options ask to leave out do not count as lost.
 
@@ -34,7 +43,7 @@ class RowChecks:
             UserError: no row is left, or more than ``max_dropped_share`` of them have nothing to learn.
         """
         dropped = {reason: count for reason, count in report.dropped.items() if count}
-        lost = {reason: count for reason, count in dropped.items() if reason not in _ASKED_FOR}
+        lost = {reason: count for reason, count in dropped.items() if reason not in ASKED_FOR}
         longer = f"raise --max_length={self.options.max_length}, " if dropped.keys() & {*_TOO_LONG} else ""
         if not report.rows_kept:
             raise UserError(

@@ -19,6 +19,7 @@ from relax.data.encoding import EncodingOptions, RowEncoder
 from relax.data.epoch import BatchBuilder
 from relax.data.examples import Row
 from relax.data.planning import Step
+from relax.data.row_checks import ASKED_FOR
 from relax.data.streams import RowStream
 from relax.data.tokenized import Sample, TokenizedDataset
 from relax.errors import TrainingStopped, UserError
@@ -91,7 +92,7 @@ class SampleStream:
             if encoded.sample is not None:
                 yield Read(encoded.sample, number, read)
                 continue
-            dropped += 1
+            dropped += encoded.reason not in ASKED_FOR
             if read - skip >= _SURE and dropped > self.max_dropped_share * (read - skip):
                 raise TrainingStopped(
                     f"{self.where}: {dropped} of {read - skip} rows have nothing to learn ({encoded.reason}, for "

@@ -12,7 +12,8 @@ import numpy as np
 
 from relax import run_folder
 from relax.data.cache_key import cache_key
-from relax.data.encoding import Encoded, EncodingOptions, RowEncoder
+from relax.data.encoded import Encoded
+from relax.data.encoding import EncodingOptions, RowEncoder
 from relax.data.row_checks import RowChecks
 from relax.data.row_progress import count_rows
 from relax.data.rows import Mixed, Rows, place, whole
@@ -69,6 +70,7 @@ def tokenize_rows(
     run = _Run.over(rows, tokenizer, checks, workers)
     formats = {encoder.format.name for encoder in run.encoders.values()}
     checks.warn_of_options(formats)
+    checks.warn_of_the_date(formats, tokenizer.chat_template)
     key = None if cache is None else cache_key(rows, tokenizer, options)
     dataset = run.in_memory() if cache is None or key is None else run.through_cache(cache.expanduser() / key)
     checks.refuse(dataset.report)  # once more: kept tokens may have been made under another limit
@@ -111,7 +113,11 @@ class _Run:
         try:
             return load_or_make(entry, lambda: self.blocks(tell=True))
         except CacheFailed as error:
-            warnings.warn(f"{self.checks.where}: the tokens cannot be kept for the next run: {error}", stacklevel=3)
+            warnings.warn(
+                f"{self.checks.where}: the tokens cannot be kept in {entry.parent} for the next run ({error}); "
+                "make room there or choose another folder with --data_cache",
+                stacklevel=3,
+            )
             return self.in_memory()
 
     def blocks(self, tell: bool) -> Generator[TokenBlock]:

@@ -68,6 +68,9 @@ VARIANTS = {
     "EarlyStopping, validation at the end of an epoch": ({"early_stopping": True, "val": True}, KillAt(6)),
     "EarlyStopping, inside an epoch": ({"early_stopping": True, "val": True}, KillAt(9)),
     "gradient checkpointing": ({"gradient_checkpointing": True}, KillAt(9)),
+    "micro-batches by tokens": ({"micro_batch_size": None, "max_tokens_per_micro_batch": 110}, KillAt(7)),
+    "packed sequences": ({"batch_size": 2, "micro_batch_size": 1, "packing_length": 90, "max_epochs": 6}, KillAt(7)),
+    "noise on embeddings, other losses": ({"neftune_alpha": 5.0, "loss": "dft", "z_loss": 1e-3}, KillAt(7)),
 }
 
 

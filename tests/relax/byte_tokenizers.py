@@ -56,8 +56,8 @@ _SPECIAL = {
 def family_tokenizer(family: str, *, marked: bool = False) -> PreTrainedTokenizerFast:
     """A byte tokenizer with the chat template and the special tokens of a family."""
     bos, eos, *special = FAMILIES[family]
-    names = {"bos_token": bos, "eos_token": eos}
-    return byte_tokenizer(chat_template(family, marked=marked), special=tuple(filter(None, special)), **names)
+    template = chat_template(family, marked=marked)
+    return byte_tokenizer(template, special=tuple(filter(None, special)), bos_token=bos, eos_token=eos)
 
 
 def byte_tokenizer(

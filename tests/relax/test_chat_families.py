@@ -17,20 +17,24 @@ from relax.data import EncodingOptions, tokenize_row
 from relax.errors import UserError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
-TWO_TURNS = [
+TWO_TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "2+2?"},
     {"role": "assistant", "content": "4"},
 ]
-CALL = {"type": "function", "id": "call00001", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
-TOOL_LOOP = [
+CALL: dict[str, Any] = {
+    "type": "function",
+    "id": "call00001",
+    "function": {"name": "clock", "arguments": {"zone": "UTC"}},
+}
+TOOL_LOOP: list[dict[str, Any]] = [
     {"role": "user", "content": "Time?"},
     {"role": "assistant", "tool_calls": [CALL]},
     {"role": "tool", "content": "12:00", "tool_call_id": "call00001"},
     {"role": "assistant", "content": "Noon."},
 ]
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {
@@ -118,7 +122,7 @@ REWRITING = {
     "<|start|>user<|message|>Hi<|end|><|start|>assistant⟦<|channel|>final<|message|>Hello.<|end|>⟧"
     "<|start|>user<|message|>2+2?<|end|><|start|>assistant⟦<|channel|>final<|message|>4<|return|>⟧",
 }  # fmt: skip
-ALL = [
+ALL: list[tuple[str, list[dict[str, Any]], str]] = [
     *((family, [SYSTEM, *TWO_TURNS], text) for family, text in CONVERSATIONS.items()),
     *((family, TWO_TURNS, text) for family, text in WITHOUT_SYSTEM.items()),
     *((family, [SYSTEM, *TWO_TURNS], text) for family, text in REWRITING.items()),

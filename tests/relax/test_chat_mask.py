@@ -3,7 +3,7 @@
 
 import pickle
 import warnings
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from byte_tokenizers import (
 from transformers import PreTrainedTokenizerBase
 
 from relax.data import EncodingOptions, Sample, tokenize_row, tokenize_rows
+from relax.data.chat import ChatRenderer
+from relax.data.chat_template import ChatTemplate
+from relax.data.examples import Chat
 from relax.errors import UserError
 
 TWO_TURNS = [
@@ -109,16 +112,21 @@ def test_an_end_of_turn_right_behind_a_marker_is_learnt(family: str, end: str, e
         "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}{{ message.content }}<|im_end|>{% endif %}"
         "{{ '\n' }}{% endset %}{{ turn }}{% endfor %}",
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}{% generation %}"
-        "{%- generation -%} {{ message.content }} {%- endgeneration -%} <|im_end|>\n{% endgeneration %}{% else %}"
-        "{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}",
+        "{{ message.content[:1] }}{%- generation -%} {{ message.content[1:] }} {%- endgeneration -%} <|im_end|>\n"
+        "{% endgeneration %}{% else %}{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}",
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}{% generation %}"
+        "{{ message.content }}{% endgeneration %}{% generation %}<|im_end|>{% endgeneration %}{% else %}"
+        "{{ message.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}",
     ],
-    ids=["macro", "set", "nested"],
+    ids=["macro", "set", "nested", "neighbours"],
 )
 def test_markers_are_exact_wherever_they_stand(template: str) -> None:
     """transformers' own mask of the first two is off, because it counts what has been written at the top level."""
     tokenizer = family_tokenizer("chatml")
     tokenizer.chat_template = template
     assert chat(TWO_TURNS, tokenizer) == ["Hello.<|im_end|>", "4<|im_end|>"]
+    spans = ChatRenderer(tokenizer).learn(Chat(TWO_TURNS, [1, 3]), "completion").spans
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "disjoint"
 
 
 def test_markers_that_a_template_reads_itself_are_refused() -> None:
@@ -188,6 +196,11 @@ def test_an_end_of_turn_that_is_no_token_is_warned_of() -> None:
         (TWO_TURNS, "{{ oops", "the chat template fails on these messages: unexpected end of template"),
         (TWO_TURNS[1:2], "{{ messages[0].role }}", "fails on no messages (the conversation begins with an assistant turn)"),
         (TWO_TURNS[:2], "{{ messages[0].content }}", "renders message 2, an answer, to nothing"),
+        (
+            [*TWO_TURNS[:2], TWO_TURNS[3]],
+            "{% for turn in messages if turn.role == 'user' or not add_generation_prompt %}{{ turn.content }}{% endfor %}",
+            "renders message 3, an answer, to nothing",  # asked for it, the template forgets the answer before
+        ),
         ([TWO_TURNS[0], {"role": "assistant", "content": "\ud800"}], CHATML, "half of a surrogate pair"),
     ],
 )  # fmt: skip
@@ -201,6 +214,11 @@ def test_what_cannot_be_masked_is_refused_in_one_line(messages: Any, template: s
 def test_a_conversation_may_begin_with_an_answer_where_the_template_allows_it() -> None:
     tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>")
     assert chat(TWO_TURNS[1:], tokenizer) == ["Hello.<|im_end|>", "4<|im_end|>"]
+
+
+def test_no_tools_are_the_same_as_an_empty_list_of_them() -> None:
+    template = ChatTemplate(family_tokenizer("llama3_1"))
+    assert template.render(TWO_TURNS, tools=[]) == template.render(TWO_TURNS)
 
 
 def test_named_templates_use_the_default_one() -> None:

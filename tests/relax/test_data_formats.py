@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from byte_tokenizers import CHATML, byte_tokenizer
+from byte_tokenizers import CHATML, byte_tokenizer, family_tokenizer
 
 from relax.data import (
     EncodingOptions,
@@ -147,6 +147,16 @@ def test_sharegpt_rows_are_learnt_as_messages_are() -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
     assert both(row, CHAT) == both({"messages": messages}, CHAT)
     assert both(row, CHAT)[1] == "Hello<|im_end|>"
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_turns_of_weight_0_are_read_and_not_learnt_with_markers_or_without(marked: bool) -> None:
+    answers = [{"role": "assistant", "content": content, "weight": weight} for content, weight in (("A", 0), ("B", 1))]
+    asking = {"role": "user", "content": "Hi"}
+    row = {"messages": [asking, answers[0], asking, answers[1], asking, answers[0]]}
+    whole, trained = both(row, family_tokenizer("chatml", marked=marked))
+    assert whole.count("A<|im_end|>") == 1
+    assert trained == "B<|im_end|>"
 
 
 def test_tokenized_rows_are_taken_as_they_are() -> None:

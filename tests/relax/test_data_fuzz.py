@@ -110,7 +110,7 @@ def check_message(error: UserError) -> None:
     assert 10 < len(message) < 1000
 
 
-@settings(any_fuzz, max_examples=400)
+@settings(any_fuzz, max_examples=800)
 @given(formatted_rows)
 def test_any_row_under_any_format_is_read_or_refused_in_one_line(formatted: tuple[str, Any]) -> None:
     name, row = formatted
@@ -124,7 +124,7 @@ def test_any_row_under_any_format_is_read_or_refused_in_one_line(formatted: tupl
     assert repr(row) == before, "a row is never changed"
 
 
-@settings(any_fuzz, max_examples=300)
+@settings(any_fuzz, max_examples=600)
 @given(
     formatted=formatted_rows,
     is_named=st.booleans(),

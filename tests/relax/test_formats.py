@@ -201,6 +201,7 @@ def test_a_bad_weight_says_what_is_wrong(weight: Any, message: str) -> None:
 
 def test_a_weight_column_that_is_not_there_is_named() -> None:
     with pytest.raises(
-        UserError, match=r"^no 'weight' in this row, it has \['text', 'wieght'\]; did you mean 'wieght'\?$"
+        UserError,
+        match=r"^--weight_column: no 'weight' in this row, it has \['text', 'wieght'\]; did you mean 'wieght'\?$",
     ):
         read_weight({"text": "a", "wieght": 1}, "weight")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from byte_tokenizers import ALPACA, CHATML, byte_tokenizer
+from transformers import PreTrainedTokenizer
 
 from relax.data import EncodingOptions, TokenizedDataset, load_rows, split_rows, tokenize_rows
 from relax.data import tokenization as module
@@ -146,6 +147,46 @@ def test_rows_without_a_fingerprint_are_not_kept(folder: Path, encoded: list[int
     assert not folder.exists()
 
 
+def test_a_mixture_from_the_cache_is_one(source: Path, folder: Path, encoded: list[int]) -> None:
+    other = source.with_name("other.jsonl")
+    other.write_text('{"text": "a"}\n' * 3)
+    rows = load_rows(f"{source}:0.75,{other}:0.25")
+    fresh, made, read = (tokenize_rows(rows, CHAT, cache=cache) for cache in (None, folder, folder))
+    assert encoded == [0, 1, 0, 1]
+    for dataset in (made, read):
+        equal(dataset, fresh)
+        assert (dataset.shares, dataset.part_names) == (fresh.shares, fresh.part_names)
+        np.testing.assert_array_equal(dataset.parts, [0] * 1200 + [1] * 3)
+
+
+class Letters(PreTrainedTokenizer):  # type: ignore[misc]
+    """A tokenizer written in Python."""
+
+    vocab_size = 128
+
+    def __init__(self, **names: Any) -> None:
+        super().__init__(eos_token="\x00", **names)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(at): at for at in range(128)}
+
+    def _tokenize(self, text: str) -> list[str]:
+        return [*text]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return ord(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return chr(index)
+
+
+def test_tokens_of_a_slow_tokenizer_are_not_kept_and_that_is_told(source: Path, folder: Path) -> None:
+    with pytest.warns(UserWarning, match="a tokenizer written in Python cannot be named: the tokens are not kept"):
+        dataset = tokenize(source, folder, Letters())
+    assert dataset[0].input_ids.tolist() == [*b"0?", 0]
+    assert not folder.exists()
+
+
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "tokens cut off": lambda entry: os.truncate(entry / "tokens.bin", 100),
     "mask gone": lambda entry: (entry / "loss_mask.bin").unlink(),
@@ -204,7 +245,7 @@ def test_leftovers_of_a_killed_process_are_removed(source: Path, folder: Path) -
 def test_a_folder_that_cannot_be_used_is_warned_of_and_gone_without(source: Path, tmp_path: Path) -> None:
     fresh = tokenize(source, None)
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="data: the tokens cannot be kept for the next run: .*file"):
+    with pytest.warns(UserWarning, match="data: the tokens cannot be kept in .*below for the next run .*--data_cache"):
         equal(tokenize(source, tmp_path / "file" / "below"), fresh)
     assert multiprocessing.active_children() == []
 
@@ -218,7 +259,7 @@ def _fill(limit: int, source: Path, folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = tokenize_rows(load_rows(str(source)), CHAT, cache=folder, workers=2)
-    assert "cannot be kept for the next run" in str(caught[0].message)
+    assert "cannot be kept" in str(caught[0].message)
     assert len(dataset) == 1200
     assert entries(folder) == []
     assert multiprocessing.active_children() == []

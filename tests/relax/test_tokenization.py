@@ -1,6 +1,7 @@
 """A whole data set is tokenized: what is cut, dropped, weighed, counted; in processes or not, in parts or not."""
 
 import multiprocessing
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from byte_tokenizers import CHATML, byte_tokenizer
+from byte_tokenizers import CHATML, byte_tokenizer, family_tokenizer
 
-from relax.data import EncodingOptions, TokenizedDataset, load_rows, split_rows, tokenize_row, tokenize_rows
+from relax.data import (
+    EncodingOptions,
+    TokenizedDataset,
+    encoding,
+    load_rows,
+    split_rows,
+    tokenization,
+    tokenize_row,
+    tokenize_rows,
+)
+from relax.data.row_checks import RowChecks
+from relax.data.token_ids import TokenIds
 from relax.data.tokenized import TokenizationReport
 from relax.errors import UserError
 
@@ -129,6 +141,10 @@ def test_the_way_out_of_a_preference_pair_is_one() -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     sample = tokenize_row(row, PLAIN, EncodingOptions(columns={"completion": "chosen"}))
     assert PLAIN.decode(sample.input_ids) == "ab</s>"
+    asked = {"role": "user", "content": "Hi"}
+    pair = {name: [asked, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    sample = tokenize_row(pair, CHAT, EncodingOptions(columns={"messages": "chosen"}))
+    assert CHAT.decode(sample.input_ids[sample.loss_mask]) == "chosen<|im_end|>"
 
 
 class TestTokenizedRows:
@@ -215,6 +231,22 @@ def test_a_report_goes_through_json() -> None:
     assert TokenizationReport.from_json(json.loads(json.dumps(report.as_json()))) == report
 
 
+def test_long_rows_are_tokenized_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    tokenize = TokenIds.tokenize
+
+    def counted(self: TokenIds, texts: list[str]) -> list[list[int]]:
+        calls.append(len(texts))
+        return tokenize(self, texts)
+
+    monkeypatch.setattr(TokenIds, "tokenize", counted)
+    monkeypatch.setattr(encoding, "_CHARACTERS_PER_CALL", 25)
+    rows = [{"text": "x" * 10}] * 7
+    dataset = tokenize_rows(rows, WITH_BOS, workers=0)
+    assert len(dataset) == 7
+    assert [calls[0], *calls[2:]] == [6, 6, 2], "an empty prompt and a text a row; the second call looks for the bos"
+
+
 def conversations(count: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     return [
@@ -260,6 +292,11 @@ class TestProcesses:
             errors.append(str(error.value))
         assert errors[0] == errors[1]
 
+    def test_a_pass_can_be_sent_to_a_process_that_is_not_a_copy(self) -> None:
+        run = tokenization._Run.over(conversations(5), CHAT, RowChecks("data", EncodingOptions(), 0.05), 0)
+        copy = pickle.loads(pickle.dumps(run))
+        np.testing.assert_array_equal(copy.encode(0).tokens, run.encode(0).tokens)
+
     def test_rows_of_a_split(self) -> None:
         _, held_out = split_rows(conversations(2000), 0.6, seed=0)
         equal(tokenize_rows(held_out, CHAT, workers=2), tokenize_rows(held_out, CHAT, workers=0))
@@ -284,3 +321,11 @@ def test_the_parts_of_a_mixture_may_differ_in_format(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "1+1=", "completion": "2"}\n')
     with pytest.raises(UserError, match=r"b\.jsonl:1: the row is only a prompt"):
         tokenize_rows(load_rows(f"{tmp_path}/a.jsonl:0.7,{tmp_path}/b.jsonl:0.3"), PLAIN, max_dropped_share=0.5)
+
+
+def test_a_template_that_writes_the_date_is_told_of() -> None:
+    tokenizer = family_tokenizer("chatml")
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    with pytest.warns(UserWarning, match="the chat template writes today's date"):
+        tokenize_rows(rows, tokenizer)

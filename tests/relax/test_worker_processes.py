@@ -6,11 +6,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from relax.data import worker_processes
 from relax.data.worker_processes import default_workers, in_order, usable_cores
 from relax.errors import UserError
 
@@ -115,6 +117,12 @@ def test_no_process_survives_its_parent(stop: signal.Signals, to_the_group: bool
         assert parent.exitcode == code
         rest = lines.read()  # ends when the last process that can write to it has gone
     assert {int(line) for line in rest.splitlines()} <= pids, "they go without a word"
+
+
+def test_where_processes_are_not_forked_they_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_processes, "_CAN_FORK", False)
+    assert default_workers(100_000, 20_000) == 0, "a script that does not guard its main part would run once more"
+    assert list(in_order(partial(pow, 2), 3, 1)) == [1, 2, 4]
 
 
 def test_processes_are_started_where_it_pays() -> None:

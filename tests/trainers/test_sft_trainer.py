@@ -135,3 +135,20 @@ def test_export_is_what_was_trained(
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
     card = (tmp_path / "run/model/README.md").read_text()
     assert "train/loss" in card
+
+
+def test_a_data_set_of_the_datasets_library_is_cached_and_its_bad_rows_are_placed(
+    make_llama: Callable, tokenizer: Any, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"prompt": "52>", "completion": "25"}, {"prompt": "31>", "completion": "13"}])
+    cache = tmp_path / "cache"
+    first, second = (
+        SFTTrainer(make_llama(), tokenizer, train_dataset=rows, data_cache=str(cache), **QUIET) for _ in range(2)
+    )
+    assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
+    assert first.train_data.fingerprint == second.train_data.fingerprint
+    bad = Dataset.from_list([{"prompt": "52>", "completion": "25"}, {"prompt": "31>", "completion": ""}])
+    with pytest.raises(ValueError, match="training data:row 2: the completion is empty"):
+        SFTTrainer(make_llama(), tokenizer, train_dataset=bad, **QUIET)
