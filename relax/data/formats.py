@@ -95,12 +95,12 @@ def choose(name: str | None, columns: Collection[str]) -> Format:
     if name is None:
         return recognise(columns)
     if name not in FORMATS:
-        raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {name}{suggestion(name, FORMATS)}")
+        raise UserError(f"--data_format must be one of {', '.join(FORMATS)}, got {name}{suggestion(name, FORMATS)}")
     chosen = FORMATS[name]
     missing = [column for column in chosen.columns if column not in columns]
     if missing:
         raise UserError(
-            f"--format={name} needs a column {missing[0]!r}, and the columns are {listed(columns)}; "
+            f"--data_format={name} needs a column {missing[0]!r}, and the columns are {listed(columns)}; "
             f"{_way_out(missing, columns, missing[0])}"
         )
     return chosen

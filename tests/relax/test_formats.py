@@ -46,9 +46,9 @@ KNOWN = "messages; conversations; chosen + rejected; input_ids; instruction + ou
         (None, ["Mesages", "id"], f"no format fits the columns ['Mesages', 'id']: known are {KNOWN}; if 'Mesages' is what it calls 'messages', say so with --columns=\"{{messages: Mesages}}\""),
         (None, ["body"], f"no format fits the columns ['body']: known are {KNOWN}; say which is which with --columns=\"{{text: YOUR_NAME}}\""),
         (None, [], f"no format fits the columns []: known are {KNOWN}; say which is which with --columns=\"{{text: YOUR_NAME}}\""),
-        ("alpca", ["text"], "--format must be one of messages, conversations, preference, tokenized, alpaca, prompt_completion, prompt, text, got alpca; did you mean 'alpaca'?"),
-        ("alpaca", ["instruction", "outpt"], "--format=alpaca needs a column 'output', and the columns are ['instruction', 'outpt']; if 'outpt' is what it calls 'output', say so with --columns=\"{output: outpt}\""),
-        ("text", ["input_ids"], "--format=text needs a column 'text', and the columns are ['input_ids']; say which is which with --columns=\"{text: YOUR_NAME}\""),
+        ("alpca", ["text"], "--data_format must be one of messages, conversations, preference, tokenized, alpaca, prompt_completion, prompt, text, got alpca; did you mean 'alpaca'?"),
+        ("alpaca", ["instruction", "outpt"], "--data_format=alpaca needs a column 'output', and the columns are ['instruction', 'outpt']; if 'outpt' is what it calls 'output', say so with --columns=\"{output: outpt}\""),
+        ("text", ["input_ids"], "--data_format=text needs a column 'text', and the columns are ['input_ids']; say which is which with --columns=\"{text: YOUR_NAME}\""),
     ],
 )  # fmt: skip
 def test_columns_that_fit_nothing_are_listed_with_the_way_out(

@@ -92,7 +92,7 @@ def test_only_the_rows_that_nobody_asked_to_leave_out_count_as_lost() -> None:
         ({"max_length": 1}, "--max_length must be at least 2, a token to read and one to predict, got 1"),
         ({"truncation": "middle"}, "--truncation must be one of end, start, drop, error, got 'middle'"),
         ({"train_on": "answers"}, "--train_on must be one of completion, last, all, got 'answers'"),
-        ({"format": "txt"}, "data:row 1: --format must be one of messages, .* got txt"),
+        ({"format": "txt"}, "data:row 1: --data_format must be one of messages, .* got txt"),
         (
             {"columns": {"text": "body"}},
             "data:row 1: --columns: 'text' is to be 'body', and the row has no",
