@@ -32,9 +32,9 @@ from side_by_side import (
     write_json,
 )
 
-from relax.data.packing import best_fit_decreasing
-from relax.data.planning import Batching, Plan
-from relax.data.tokenized import RowFacts, TokenizationReport, TokenizedDataset
+from relax.data.batching.packing import best_fit_decreasing
+from relax.data.batching.planning import Batching, Plan
+from relax.data.tokens.tokenized import RowFacts, TokenizationReport, TokenizedDataset
 
 Int64 = npt.NDArray[np.int64]
 Turn = dict[str, float]

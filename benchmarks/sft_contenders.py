@@ -22,10 +22,10 @@ from side_by_side import Turns
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from relax.data.batches import Batch, collate_packed, collate_padded
-from relax.data.epoch import BatchBuilder, PlannedBatches
-from relax.data.layout import Layout
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import Batch, collate_packed, collate_padded
+from relax.data.batching.epoch import BatchBuilder, PlannedBatches
+from relax.data.batching.layout import Layout
+from relax.data.tokens.tokenized import Sample
 
 
 def train_relax(job: Job, with_callbacks: bool = False, **settings: Any) -> None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from side_by_side import PeakMemory, Turns, peak_mb
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from relax.data.planning import Batching, Plan
-from relax.data.tokenized import Sample, TokenizedDataset
+from relax.data.batching.planning import Batching, Plan
+from relax.data.tokens.tokenized import Sample, TokenizedDataset
 
 BATCH_SIZE = 16
 SEED = 0

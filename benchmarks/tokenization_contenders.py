@@ -29,9 +29,9 @@ class Job:
 def tokenize_relax(job: Job, workers: int, marked: bool = True) -> Turn:
     from transformers import AutoTokenizer
 
-    from relax.data.encoding import EncodingOptions
-    from relax.data.sources import load_rows
-    from relax.data.tokenization import tokenize_rows
+    from relax.data.sources.loading import load_rows
+    from relax.data.tokens.encoding import EncodingOptions
+    from relax.data.tokens.tokenization import tokenize_rows
 
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     if not marked:

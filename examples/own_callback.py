@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from relax.data.batches import Batch
+from relax.data.batching.batches import Batch
 from relax.ranks import over_ranks
 from relax.tasks import TASKS
 from relax.tasks.grading import evaluating, greedy_completions

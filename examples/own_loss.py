@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from relax.causal_lm import hidden_states, language_head
 from relax.data import TokenizedDataset, tokenize_rows
-from relax.data.batches import Batch
+from relax.data.batching.batches import Batch
 from relax.errors import UserError
 from relax.losses import token_logprobs
 from relax.tasks import TASKS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relax import isolation
-from relax.data.batches import Batch
+from relax.data.batching.batches import Batch
 from relax.errors import UserError
 from relax.modes import evaluating
 

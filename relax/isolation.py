@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from relax.data.batches import Batch, collate_packed, collate_padded
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import Batch, collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample
 
 LENGTHS = (7, 5, 5)
 """Tokens of the probe's documents; two are of a length, because such go through attention together."""

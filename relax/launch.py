@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from relax import checks, run_folder
 from relax.data.rows import Rows
-from relax.data.sources import load_rows, split_rows
-from relax.data.streams import RowStream, open_stream
+from relax.data.sources.loading import load_rows, split_rows
+from relax.data.sources.streams import RowStream, open_stream
 from relax.errors import UserError
 from relax.lora import LoRASettings, add_lora, load_adapter, lora_settings
 from relax.models import check_vocabulary, load_model, load_tokenizer
+from relax.ranks import is_main_process
 from relax.seeding import seed_generators
 from relax.tasks import TASKS, Task
 
@@ -95,7 +96,7 @@ def pick_folder(kind: str, output_dir: str | None, *, resume: str | None, overwr
     folder = Path(output_dir) if output_dir is not None else run_folder.fresh(kind)
     if resume is not None and resume != "auto":
         run_folder.resume_point(folder, resume)
-    run_folder.check(folder, resume=resume is not None or not run_folder.is_main_process(), overwrite=overwrite)
+    run_folder.check(folder, resume=resume is not None or not is_main_process(), overwrite=overwrite)
     return folder
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relax import causal_lm
-from relax.data.batches import Batch
+from relax.data.batching.batches import Batch
 from relax.errors import UserError
 from relax.sequences import token_lengths
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from relax import run_folder
 from relax.data.audit import LOG_WIDTH, TEXT_FILE, Audit, audit_lines, save_audit
-from relax.data.tokenized import TokenizedDataset
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.models import count_parameters
+from relax.ranks import is_main_process
 from relax.tasks import Task
 from relax.tasks.grading import accuracy
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def say(*lines: str) -> None:
     """Print on rank 0; a character that the output cannot encode becomes a question mark."""
-    if run_folder.is_main_process():
+    if is_main_process():
         encoding = sys.stdout.encoding or "utf-8"
         print(*(line.encode(encoding, "replace").decode(encoding) for line in lines), sep="\n", flush=True)
 
@@ -53,7 +54,7 @@ def say_audit(audit: Audit, folder: Path | None) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    if not run_folder.is_main_process():
+    if not is_main_process():
         return
     terminal = Console()  # it knows NO_COLOR, dumb terminals and pipes
     color = terminal.is_terminal and terminal.color_system is not None and not terminal.no_color
@@ -64,7 +65,7 @@ def say_audit(audit: Audit, folder: Path | None) -> None:
 
 def say_accuracy(when: str, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", task: Task) -> None:
     """Ask the task's held-out prompts and print the share of right answers; on rank 0."""
-    if not run_folder.is_main_process():
+    if not is_main_process():
         return
     rows = task.eval_rows()
     right = accuracy(model, tokenizer, rows, task.grade)

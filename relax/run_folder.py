@@ -14,8 +14,6 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lightning_utilities.core.rank_zero import rank_zero_only
-
 from relax.checkpoint_io import latest_checkpoint
 from relax.errors import UserError, storage_error
 
@@ -60,11 +58,6 @@ def fresh(kind: str) -> Path:
     """A new folder's name, ``runs/KIND-DATE-TIME``; the processes that this one starts get the same."""
     name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     return Path("runs") / os.environ.setdefault("RELAX_RUN_NAME", name)
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0; a process that Lightning, torchrun or SLURM started beside it is not."""
-    return int(rank_zero_only.rank) == 0
 
 
 def check(folder: Path, *, resume: bool, overwrite: bool) -> None:

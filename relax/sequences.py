@@ -6,7 +6,7 @@ Legend: B x T tokens of a micro-batch, N = B T of them, padding included; S sequ
 import torch
 from torch import Tensor
 
-from relax.data.batches import Batch
+from relax.data.batching.batches import Batch
 
 
 def sequence_numbers(batch: Batch) -> Tensor:

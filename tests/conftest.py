@@ -1,12 +1,13 @@
 """Tiny real things that the tests share: a character tokenizer, two-layer models, rows of very unequal length."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-CACHE = tempfile.TemporaryDirectory(prefix="relax-tests-")
-os.environ["RELAX_CACHE"] = CACHE.name  # not the cache of whoever runs the tests
+os.environ["RELAX_CACHE"] = tempfile.mkdtemp(prefix="relax-tests-")  # not the cache of whoever runs the tests
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from relax.data.tokenized import Sample, TokenizedDataset
+from relax.data.tokens.tokenized import Sample, TokenizedDataset
 from relax.tasks.sorting import Sorting
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["RELAX_CACHE"], ignore_errors=True)
 VOCABULARY = 14  # the sorting tokenizer's
 
 

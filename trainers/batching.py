@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from relax import causal_lm
 from relax.data.audit import Audit, audit
-from relax.data.batches import collate_packed, collate_padded
-from relax.data.epoch import BatchBuilder, PlannedBatches
-from relax.data.layout import Layout
-from relax.data.planning import Batching, Plan
-from relax.data.streaming import SampleStream, StreamedBatches
+from relax.data.batching.batches import collate_packed, collate_padded
+from relax.data.batching.epoch import BatchBuilder, PlannedBatches
+from relax.data.batching.layout import Layout
+from relax.data.batching.planning import Batching, Plan
+from relax.data.batching.streaming import SampleStream, StreamedBatches
 from relax.errors import UserError
 from relax.models import pad_id
 

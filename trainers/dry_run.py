@@ -8,8 +8,8 @@ import lightning as L
 import torch
 from torch.utils.data import Dataset
 
-from relax.data.batches import Batch
-from relax.data.epoch import EpochBatches, PlannedBatches
+from relax.data.batching.batches import Batch
+from relax.data.batching.epoch import EpochBatches, PlannedBatches
 from relax.memory import peak_memory_bytes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from relax import checks
-from relax.data.layout import Layout
+from relax.data.batching.layout import Layout
 from relax.errors import UserError
 from relax.lightning_loop import build_lightning_trainer, quiet_lightning
 from relax.optimizers import OPTIMIZERS, SCHEDULES

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from relax import checks
-from relax.data.dataset_rows import named
-from relax.data.encoding import EncodingOptions
+from relax.data.batching.streaming import SampleStream
 from relax.data.rows import Rows
-from relax.data.streaming import SampleStream
-from relax.data.streams import RowStream
-from relax.data.token_cache import default_folder
-from relax.data.tokenization import tokenize_rows
-from relax.data.tokenized import TokenizedDataset
+from relax.data.sources.dataset_rows import named
+from relax.data.sources.streams import RowStream
+from relax.data.tokens.encoding import EncodingOptions
+from relax.data.tokens.token_cache import default_folder
+from relax.data.tokens.tokenization import tokenize_rows
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.losses import TOKEN_LOSSES
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from relax import causal_lm
-from relax.data.batches import Batch
-from relax.data.chat import TrainOn
+from relax.data.batching.batches import Batch
+from relax.data.chat.learning import TrainOn
 from relax.data.rows import Rows
-from relax.data.streams import RowStream
-from relax.data.tokenized import TokenizedDataset
-from relax.data.truncation import Truncation
+from relax.data.sources.streams import RowStream
+from relax.data.tokens.tokenized import TokenizedDataset
+from relax.data.tokens.truncation import Truncation
 from relax.errors import UserError
 from relax.experts import check_balance_loss, experts_per_token, router_coefficient
 from relax.losses import NLL, TOKEN_LOSSES, TokenLoss, balance_losses, token_logprobs, weighted_loss_sum

@@ -25,13 +25,13 @@ from relax import causal_lm, run_folder
 from relax.checkpoint_io import make_atomic
 from relax.cli import dump_config
 from relax.data.audit import Audit
-from relax.data.batches import Batch
-from relax.data.epoch import EpochBatches, PlannedBatches
-from relax.data.layout import Layout
-from relax.data.loader import BatchSource, Bookmark, ResumableLoader
-from relax.data.planning import Step
-from relax.data.streaming import SampleStream
-from relax.data.tokenized import TokenizedDataset
+from relax.data.batching.batches import Batch
+from relax.data.batching.epoch import EpochBatches, PlannedBatches
+from relax.data.batching.layout import Layout
+from relax.data.batching.loader import BatchSource, Bookmark, ResumableLoader
+from relax.data.batching.planning import Step
+from relax.data.batching.streaming import SampleStream
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import TrainingStopped, UserError
 from relax.export import check_export, export_model, model_card
 from relax.figures import Figures
@@ -50,6 +50,7 @@ from relax.optimizers import (
     parameter_groups,
     total_norm,
 )
+from relax.ranks import is_main_process
 from relax.report import say
 from relax.seeding import seed_generators
 from relax.shapes import different_shapes
@@ -218,7 +219,7 @@ class Trainer(L.LightningModule, ABC):
         if mode is not None or self._running():
             return super().train(True if mode is None else mode)
         checkpoint = run_folder.resume_point(self.output_dir, self.resume)
-        if self.output_dir is not None and run_folder.is_main_process():
+        if self.output_dir is not None and is_main_process():
             kind, resumed = type(self).__name__, self.resume is not None
             run_folder.claim(self.output_dir, kind=kind, resume=resumed, overwrite=self.overwrite)
         if self.resume is not None:
@@ -358,7 +359,7 @@ class Trainer(L.LightningModule, ABC):
             self._loader.check(self._bookmark)
         if self._rehearses:
             return
-        if self.output_dir is not None and run_folder.is_main_process():
+        if self.output_dir is not None and is_main_process():
             dump_config(self.output_dir / "config.yaml", dict(self.hparams))
         if isinstance(self._batches, PlannedBatches):
             warn_of_a_validation_that_never_comes(self, self._batches.plan.num_steps)

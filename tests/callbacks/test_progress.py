@@ -86,7 +86,7 @@ def test_the_defaults_fit_together(tmp_path: Any) -> None:
             folder.mkdir()
 
     chosen = default_callbacks(tmp_path, checkpoint_every_n_steps=5, monitor="val/loss")
-    order = "NaNGuard Throughput Progress MetricsFile HFExport Checkpoint SafeInterrupt"
+    order = "DataAudit NaNGuard Throughput Progress MetricsFile HFExport Checkpoint SafeInterrupt"
     assert [type(c).__name__ for c in chosen] == order.split()
     fit(*chosen, module=Exports(validates=True), enable_progress_bar=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl", "model"]
@@ -99,4 +99,4 @@ def test_the_defaults_fit_together(tmp_path: Any) -> None:
 
 def test_without_a_folder_nothing_is_written() -> None:
     chosen = default_callbacks(None, progress=False)
-    assert [type(c).__name__ for c in chosen] == ["NaNGuard", "Throughput"]
+    assert [type(c).__name__ for c in chosen] == ["DataAudit", "NaNGuard", "Throughput"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from relax.data.batches import collate_padded
+from relax.data.batching.batches import collate_padded
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/relax"))

@@ -99,7 +99,7 @@ def test_a_second_run_starts_without_tokenizing(here: Path, monkeypatch: pytest.
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("rows are tokenized a second time")
 
-    monkeypatch.setattr("relax.data.encoding.RowEncoder.encode", refuse)
+    monkeypatch.setattr("relax.data.tokens.encoding.RowEncoder.encode", refuse)
     code, _, err = start(*flags, "--output_dir=second")
     assert code == 0, err
     assert figures(here / "second") == figures(here / "first")

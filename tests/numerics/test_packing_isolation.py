@@ -16,8 +16,8 @@ from reference_attention import InDouble, backends, use  # noqa: F401  backends 
 from torch import Tensor
 
 from relax import causal_lm
-from relax.data.batches import Batch, collate_packed, collate_padded
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import Batch, collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample
 from relax.lora import enable_gradient_checkpointing
 
 V = 101

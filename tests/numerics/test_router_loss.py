@@ -11,8 +11,8 @@ import transformers as T
 from torch import Tensor
 
 from relax import causal_lm
-from relax.data.batches import collate_packed, collate_padded
-from relax.data.tokenized import Sample, TokenizedDataset
+from relax.data.batching.batches import collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample, TokenizedDataset
 from relax.losses import balance_losses
 from relax.sequences import sequence_members
 from trainers import SFTTrainer

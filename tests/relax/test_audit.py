@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import refused
 
-from relax import report, run_folder
+from relax import report
 from relax.data.audit import Audit, audit, audit_lines, save_audit, warnings_of
 from relax.data.audit.fill import Fill
 from relax.data.audit.histogram import Histogram
 from relax.data.audit.marked_row import SHOWN_TOKENS, MarkedRow, mark_row
 from relax.data.audit.shares import share_of
-from relax.data.encoding import tokenize_row
-from relax.data.tokenization import tokenize_rows
-from relax.data.tokenized import Sample, TokenizationReport, TokenizedDataset
+from relax.data.tokens.encoding import tokenize_row
+from relax.data.tokens.tokenization import tokenize_rows
+from relax.data.tokens.tokenized import Sample, TokenizationReport, TokenizedDataset
 from relax.tasks.sorting import Sorting
 
 CHAT = [
@@ -340,7 +340,7 @@ def test_an_output_that_knows_ascii_only_does_not_stop_the_run(seen: Audit, monk
 def test_other_ranks_are_silent(
     seen: Audit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, "is_main_process", lambda: False)
+    monkeypatch.setattr("relax.report.is_main_process", lambda: False)
     report.say_audit(seen, tmp_path)
     assert capsys.readouterr().out == ""
     assert not any(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 import transformers as T
 
 from relax import causal_lm
-from relax.data.batches import collate_packed, collate_padded
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample
 from relax.errors import UserError
 from relax.losses import weighted_logprob_sum
 

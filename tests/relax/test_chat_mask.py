@@ -22,8 +22,8 @@ from byte_tokenizers import (
 from transformers import PreTrainedTokenizerBase
 
 from relax.data import EncodingOptions, Sample, tokenize_row, tokenize_rows
-from relax.data.chat import ChatRenderer
-from relax.data.chat_template import ChatTemplate
+from relax.data.chat.learning import ChatRenderer
+from relax.data.chat.template import ChatTemplate
 from relax.data.examples import Chat
 from relax.errors import UserError
 

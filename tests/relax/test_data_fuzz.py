@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from relax.data import EncodingOptions, tokenize_row
 from relax.data.examples import Chat, Preference, Prompt, Text, Tokens
-from relax.data.formats import FORMATS, read_weight, rename
-from relax.data.messages import ROLES, SHAREGPT_ROLES
+from relax.data.formats.formats import FORMATS, read_weight, rename
+from relax.data.formats.messages import ROLES, SHAREGPT_ROLES
 from relax.errors import UserError
 
 # Writes tools and calls the way Hermes and Qwen do, and refuses what such templates refuse.

@@ -9,9 +9,9 @@ import pytest
 from data_files import ROWS, jsonl, message_of, texts, write, write_parquet
 
 from relax.data import RowSubset, load_rows, split_rows
-from relax.data.mixture import Mixture, parts
 from relax.data.rows import Mixed, place
-from relax.data.source_names import Part, split_parts
+from relax.data.sources.mixture import Mixture, parts
+from relax.data.sources.names import Part, split_parts
 from relax.errors import UserError
 
 

@@ -14,8 +14,8 @@ from data_files import jsonl, message_of, texts, write, write_csv, write_parquet
 
 from relax.data import load_rows
 from relax.data.rows import place
-from relax.data.stream_mixture import turns
-from relax.data.streams import RowStream, open_stream
+from relax.data.sources.stream_mixture import turns
+from relax.data.sources.streams import RowStream, open_stream
 from relax.errors import UserError
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from relax.data.chat import ChatRenderer, Rendered
-from relax.data.drafts import Conversation
+from relax.data.chat.learning import ChatRenderer, Rendered
 from relax.data.examples import Chat
-from relax.data.token_ids import TokenIds
+from relax.data.tokens.drafts import Conversation
+from relax.data.tokens.token_ids import TokenIds
 from relax.errors import UserError
 
 MERGES = [("Ċ", "Ċ"), ("Ġ", "Ġ"), ("Ċ", "h"), ("Ġ", "h"), (">", "Ċ")]

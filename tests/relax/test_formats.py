@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relax.data.examples import Prompt, Text
-from relax.data.formats import FORMATS, choose, read_weight, recognise, rename
+from relax.data.formats.formats import FORMATS, choose, read_weight, recognise, rename
 from relax.errors import UserError
 
 

@@ -10,7 +10,7 @@ import transformers as T
 from torch import Tensor, nn
 
 from relax import causal_lm
-from relax.data.batches import Batch
+from relax.data.batching.batches import Batch
 from relax.isolation import find_fault
 
 V = 101

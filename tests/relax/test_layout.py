@@ -6,8 +6,8 @@ from conftest import build_unequal_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relax.data.layout import Layout
-from relax.data.planning import Batching, Plan, Step
+from relax.data.batching.layout import Layout
+from relax.data.batching.planning import Batching, Plan, Step
 from relax.errors import UserError
 
 

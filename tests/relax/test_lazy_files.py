@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relax.data import load_rows, split_rows
-from relax.data.fingerprints import SourceRows
 from relax.data.rows import place
+from relax.data.sources.fingerprints import SourceRows
 from relax.errors import UserError
 
 

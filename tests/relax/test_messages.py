@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relax.data.examples import Chat, Prompt
-from relax.data.formats import FORMATS
+from relax.data.formats.formats import FORMATS
 from relax.errors import UserError
 
 USER = {"role": "user", "content": "Hi"}

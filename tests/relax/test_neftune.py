@@ -11,8 +11,8 @@ from tiny_models import refused, tiny_model
 from torch import Tensor
 
 from relax import causal_lm
-from relax.data.batches import Batch, collate_packed, collate_padded
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import Batch, collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample
 from relax.neftune import noisy_embeddings
 
 LENGTHS = (40, 9, 2)

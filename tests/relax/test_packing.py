@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relax.data.packing import balanced, best_fit_decreasing
+from relax.data.batching.packing import balanced, best_fit_decreasing
 from relax.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Which rows make a step: nothing lost, nothing twice, the shares of a mixture, a function of the seed and the epoch."""
+"""Which rows make a step: nothing lost, nothing twice, a mixture's shares, a function of the seed and the epoch."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import build_unequal_rows
 
-from relax.data.planning import Batching, Plan, apportion
-from relax.data.tokenized import TokenizedDataset
+from relax.data.batching.planning import Batching, Plan, apportion
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relax.data.examples import Preference
-from relax.data.preference import read_preference
+from relax.data.formats.preference import read_preference
 from relax.errors import UserError
 
 SYSTEM = {"role": "system", "content": "S"}

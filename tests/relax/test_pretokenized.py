@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from relax.data.examples import Tokens
-from relax.data.pretokenized import read_tokens
+from relax.data.formats.pretokenized import read_tokens
 from relax.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relax.data.row_progress import count_rows
+from relax.data.tokens.row_progress import count_rows
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import torch
 
-from relax.data.batches import collate_packed, collate_padded
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample
 from relax.sequences import sequence_members, sequence_numbers, token_lengths
 
 SAMPLES = [Sample.of([7] * n, [True] * n) for n in (2, 4, 1)]

@@ -16,9 +16,9 @@ from byte_tokenizers import ALPACA, CHATML, byte_tokenizer
 from transformers import PreTrainedTokenizer
 
 from relax.data import EncodingOptions, TokenizedDataset, load_rows, split_rows, tokenize_rows
-from relax.data import tokenization as module
-from relax.data.cache_key import cache_key
-from relax.data.token_cache import default_folder
+from relax.data.tokens import tokenization as module
+from relax.data.tokens.cache_key import cache_key
+from relax.data.tokens.token_cache import default_folder
 from relax.errors import UserError
 
 CHAT = byte_tokenizer(CHATML, eos_token="<|im_end|>")
@@ -129,7 +129,7 @@ def test_the_key_does_not_depend_on_how_the_tokenizer_was_used_last(source: Path
 def test_the_key_is_the_same_in_another_process(source: Path) -> None:
     program = (
         "import sys; from byte_tokenizers import *; from relax.data import load_rows, EncodingOptions;"
-        "from relax.data.cache_key import cache_key;"
+        "from relax.data.tokens.cache_key import cache_key;"
         "tokenizer = byte_tokenizer(CHATML, eos_token='<|im_end|>');"
         "print(cache_key(load_rows(sys.argv[1]), tokenizer, EncodingOptions(max_length=9)))"
     )

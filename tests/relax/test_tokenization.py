@@ -14,16 +14,15 @@ from byte_tokenizers import CHATML, byte_tokenizer, family_tokenizer
 from relax.data import (
     EncodingOptions,
     TokenizedDataset,
-    encoding,
     load_rows,
     split_rows,
-    tokenization,
     tokenize_row,
     tokenize_rows,
 )
-from relax.data.row_checks import RowChecks
-from relax.data.token_ids import TokenIds
-from relax.data.tokenized import TokenizationReport
+from relax.data.tokens import encoding, tokenization
+from relax.data.tokens.row_checks import RowChecks
+from relax.data.tokens.token_ids import TokenIds
+from relax.data.tokens.tokenized import TokenizationReport
 from relax.errors import UserError
 
 PLAIN = byte_tokenizer()

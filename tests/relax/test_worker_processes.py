@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from relax.data import worker_processes
-from relax.data.worker_processes import default_workers, in_order, usable_cores
+from relax.data.tokens import worker_processes
+from relax.data.tokens.worker_processes import default_workers, in_order, usable_cores
 from relax.errors import UserError
 
 

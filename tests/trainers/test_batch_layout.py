@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from relax.data.tokenized import TokenizedDataset
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import UserError
 from trainers import SFTTrainer
 

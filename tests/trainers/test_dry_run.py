@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relax.data.epoch import PlannedBatches
+from relax.data.batching.epoch import PlannedBatches
 from trainers import SFTTrainer
 from trainers.dry_run import LargestStep, largest_micro_batch
 

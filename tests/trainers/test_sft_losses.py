@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relax.data.batches import collate_packed, collate_padded
-from relax.data.tokenized import Sample, TokenizedDataset
+from relax.data.batching.batches import collate_packed, collate_padded
+from relax.data.tokens.tokenized import Sample, TokenizedDataset
 from relax.errors import UserError
 from trainers import SFTTrainer
 

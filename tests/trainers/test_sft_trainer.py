@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from callbacks import NaNGuard
-from relax.data.batches import collate_packed
-from relax.data.tokenized import Sample
+from relax.data.batching.batches import collate_packed
+from relax.data.tokens.tokenized import Sample
 from relax.errors import NonFiniteLoss, UserError
 from relax.tasks.grading import accuracy
 from relax.tasks.sorting import Sorting

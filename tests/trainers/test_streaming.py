@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from callbacks import Checkpoint
-from relax.data.encoding import EncodingOptions
-from relax.data.streaming import SampleStream
-from relax.data.streams import open_stream
+from relax.data.batching.streaming import SampleStream
+from relax.data.sources.streams import open_stream
+from relax.data.tokens.encoding import EncodingOptions
 from relax.errors import TrainingStopped, UserError
 from relax.tasks.sorting import Sorting
 from trainers import SFTTrainer

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from relax.data.audit.fill import Fill
 from relax.data.audit.histogram import Histogram
 from relax.data.audit.marked_row import MarkedRow, mark_row
-from relax.data.tokenized import TokenizedDataset
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.seeding import mix
 
 if TYPE_CHECKING:

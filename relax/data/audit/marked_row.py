@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from relax.data.tokenized import Sample
+from relax.data.tokens.tokenized import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""Where rows come from: files, folders, the hub, mixtures of them; at hand or streamed. No row is understood here."""

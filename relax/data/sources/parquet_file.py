@@ -1,0 +1,123 @@
+"""A Parquet file as rows: one row group in memory, decoded a thousand rows at a time. For reading in order.
+
+A row out of order costs the decoding of its thousand, and of its row group where that is not one of the last two.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from relax.data.examples import Row
+from relax.data.sources.compressed import opened
+from relax.data.sources.fingerprints import Stamped, content_digest
+from relax.data.sources.json_text import first_line
+from relax.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+_ROWS_DECODED = 1000
+
+
+class RowGroup:
+    """A part of a Parquet file that is read as one; nothing of it before the first row is asked for."""
+
+    def __init__(self, file: Stamped, number: int) -> None:
+        self.file, self.number = file, number
+        self._decoded: tuple[int, list[Row]] = -1, []  # which thousand, and its rows
+
+    def row(self, index: int) -> Row:
+        """Row ``index`` of the group.
+
+        Raises:
+            UserError: the file is damaged, or has changed.
+        """
+        chunk, at = divmod(index, _ROWS_DECODED)
+        if self._decoded[0] != chunk:
+            with _readable(self.file):
+                rows = self._table.slice(chunk * _ROWS_DECODED, _ROWS_DECODED).to_pylist()
+            self._decoded = chunk, rows
+        return self._decoded[1][at]
+
+    @cached_property
+    def _table(self) -> "pyarrow.Table":
+        self.file.check()
+        return _open(self.file).read_row_group(self.number, use_threads=False)  # its threads do not live on in a fork
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetFile:
+    """The rows of a .parquet file. No file stays open: a pattern may fit thousands."""
+
+    file: Stamped
+    starts: npt.NDArray[np.int64]  # [row groups + 1] the first row of each
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int, /) -> Row:
+        index = range(len(self))[index]
+        group = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return _recent_group(self.file, group).row(index - int(self.starts[group]))
+
+    def __iter__(self) -> Iterator[Row]:
+        return (group.row(index) for group, index in self.unread())
+
+    def unread(self) -> Iterator[tuple[RowGroup, int]]:
+        """Of each row in order: its group, and which row of that group it is."""
+        for number, size in enumerate(np.diff(self.starts)):
+            group = RowGroup(self.file, number)
+            for index in range(size):
+                yield group, index
+
+    def place(self, index: int) -> str:
+        """``rows.parquet:row 17``."""
+        return f"{self.file.name}:row {index + 1}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the file's bytes; takes a pass over it."""
+        self.file.check()
+        with opened(self.file.path) as file:
+            return content_digest(file, ".parquet")
+
+
+def open_parquet(path: Path) -> ParquetFile:
+    """Read what the file says of itself; its rows are read later.
+
+    Raises:
+        UserError: it is not a Parquet file, or not a whole one.
+    """
+    file = Stamped.now(path)
+    with _readable(file):
+        about = _open(file).metadata
+    sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+    return ParquetFile(file, np.cumsum([0, *sizes]))
+
+
+@lru_cache(maxsize=2)
+def _recent_group(file: Stamped, number: int) -> RowGroup:
+    return RowGroup(file, number)
+
+
+def _open(file: Stamped) -> "parquet.ParquetFile":
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(file.path)
+
+
+@contextmanager
+def _readable(file: Stamped) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file.name}: not a readable Parquet file ({first_line(error)})") from None
