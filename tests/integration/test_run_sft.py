@@ -54,7 +54,8 @@ def test_own_data_full_fine_tuning_and_the_exported_folder(here: Path) -> None:
     assert "Validation data: 10 rows" in out
     assert "Everything lies in run/" in out
     names = {path.name for path in (here / "run").iterdir()}
-    assert names == {"run.json", "config.yaml", "metrics.jsonl", "checkpoints", "model"}
+    written = {"run.json", "config.yaml", "metrics.jsonl", "data_audit.txt", "data_audit.json", "checkpoints", "model"}
+    assert names == written
     figures = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
     assert figures[-1]["step"] == 5
     assert "val/token_accuracy" in figures[-1]
@@ -274,7 +275,7 @@ def test_chat_rows_train_assistant_turns_with_a_template_from_a_file(here: Path)
         "--model=base", "--dataset=chat.jsonl", "--chat_template=chat.jinja", "--output_dir=run", *SMALL
     )
     assert code == 0, err
-    assert "1 rows, 12 tokens, 50% of them trained" in out
+    assert "1 row, 12 tokens, 50.0% of them trained" in out
     assert "eos_token" in Path("run/model/chat_template.jinja").read_text()
 
 

@@ -96,7 +96,7 @@ def test_only_the_rows_that_nobody_asked_to_leave_out_count_as_lost() -> None:
             {"columns": {"text": "body"}},
             "data:row 1: --columns: 'text' is to be 'body', and the row has no",
         ),
-        ({"weight_column": "w"}, "data:row 1: no 'w' in this row"),
+        ({"weight_column": "w"}, "data:row 1: --weight_column: no 'w' in this row"),
     ],
 )
 def test_a_wrong_option_is_refused(wrong: dict[str, Any], message: str) -> None:

@@ -91,6 +91,7 @@ def _parent(said: int) -> None:
     os.setsid()
     os.dup2(said, 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the test run was started with
     try:
         for _ in in_order(work, 1000, 2):
             pass
