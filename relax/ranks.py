@@ -1,5 +1,6 @@
 """Which rank this is, and one number over all of them."""
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -7,6 +8,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 if TYPE_CHECKING:
     import lightning as L
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
 
 
 def over_ranks(trainer: "L.Trainer", value: float, op: Literal["sum", "max"]) -> float:
@@ -19,4 +22,7 @@ def over_ranks(trainer: "L.Trainer", value: float, op: Literal["sum", "max"]) ->
 
 def is_main_process() -> bool:
     """Whether this is rank 0; a process that Lightning, torchrun or SLURM started beside it is not."""
-    return int(rank_zero_only.rank) == 0
+    rank = vars(rank_zero_only).get("rank")  # set when Lightning is loaded, and by its strategies
+    if rank is None:
+        rank = next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), 0)
+    return int(rank) == 0
