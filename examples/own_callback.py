@@ -9,9 +9,10 @@ from typing import Any
 import lightning as L
 
 from relax.data.batching.batches import Batch
+from relax.modes import evaluating
 from relax.ranks import over_ranks
 from relax.tasks import TASKS
-from relax.tasks.grading import evaluating, greedy_completions
+from relax.tasks.grading import greedy_completions
 from trainers import SFTTrainer
 
 

@@ -42,7 +42,7 @@ class ConfidencePenaltyTrainer(Trainer):
         head = language_head(self.model)
         tokens = token_logprobs(hidden, head, batch.targets, compiled=self.compiles_loss)  # never K x V at once
         # Lightning takes the mean over micro-batches and ranks; with this scale it is the mean over all targets.
-        scale = batch.step_micro_batches / batch.step_targets
+        scale = batch.step_micro_batches / batch.step_weight
         nll, entropy = (scale * (batch.weights * x).sum() for x in (-tokens.logprobs, tokens.entropy))
         return nll - self.beta * entropy, {"nll": nll.detach(), "entropy": entropy.detach()}
 

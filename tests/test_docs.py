@@ -1,8 +1,9 @@
-"""README and docs say what is so: their code compiles, their flags, files, links and names exist.
+"""README and docs say what is so: their code compiles, their flags, files, links, names, rows and messages exist.
 
 That the pages' Python blocks also run is `tests/integration/test_examples.py`.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from relax.data import FORMATS, EncodingOptions, recognise, tokenize_row
+from relax.errors import UserError
 from relax.plugins import load_object
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests/relax"))
+from byte_tokenizers import CHATML, byte_tokenizer  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("trainers", "callbacks", "relax", "tests", "benchmarks", "docs", "examples", ".ci")
 PLACEHOLDERS = {"name", "noname"}  # "flags are written `--name=value`"
@@ -93,3 +99,24 @@ def test_the_checks_find_what_they_look_for() -> None:
     assert {"devices", "num_nodes", "resume"} <= flags(ROOT / "docs/running.md")
     assert "nproc_per_node" not in flags(ROOT / "docs/running.md")
     assert len(blocks(ROOT / "docs/callbacks.md", "python")) > 8
+
+
+def test_the_example_rows_are_of_the_formats_they_stand_for() -> None:
+    listed = next(body for body in blocks(ROOT / "docs/data.md", "") if body.startswith("messages "))
+    rows = [line.split(maxsplit=1) for line in listed.splitlines()]
+    assert {name for name, _ in rows} == FORMATS.keys()
+    for name, row in rows:
+        assert recognise(json.loads(row)).name == name
+        FORMATS[name].read(json.loads(row))
+
+
+def test_bad_rows_are_refused_as_the_page_says() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    table = re.findall(r"^\| `(\{.*\})` \| `(.*)` \|$", read(ROOT / "docs/data.md"), re.MULTILINE)
+    assert len(table) > 10
+    for row, said in table:
+        cells = json.loads(row)
+        with pytest.raises(UserError) as refused:
+            tokenize_row(cells, tokenizer, EncodingOptions(weight_column="w" if "w" in cells else None))
+        expected = ".*".join(re.escape(part.strip()) for part in said.split("..."))
+        assert re.fullmatch(rf"data(:row 1)?: {expected}", str(refused.value)), (row, str(refused.value))

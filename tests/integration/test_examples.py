@@ -34,7 +34,7 @@ def start(script: Path, folder: Path) -> str:
 @pytest.mark.slow
 def test_sft_from_python(tmp_path: Path) -> None:
     printed = start(ROOT / "examples/sft_python_api.py", tmp_path)
-    assert "checkpoints, config.yaml, metrics.jsonl, model, run.json" in printed
+    assert "checkpoints, config.yaml, data_audit.json, data_audit.txt, metrics.jsonl, model, run.json" in printed
     assert re.search(r"^52713> \d+$", printed, re.MULTILINE)
     [run] = (tmp_path / "runs").iterdir()
     assert (run / "checkpoints/best.ckpt").exists()
@@ -57,7 +57,7 @@ def test_own_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["sft", "lora", "callbacks", "python"])
+@pytest.mark.parametrize("page", ["data", "lora", "callbacks", "python"])
 def test_the_python_of_the_documentation_runs(page: str, tmp_path: Path, make_llama: Callable) -> None:
     """The blocks of a page, one after the other, where ``my-model``, ``rows.jsonl`` and an adapter lie."""
     tokenizer = byte_tokenizer(CHATML)
