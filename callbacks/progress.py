@@ -46,7 +46,7 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         steps = trainer.estimated_stepping_batches
-        total = int(steps) if math.isfinite(steps) else None
+        total = int(steps) if math.isfinite(steps) and steps > 0 else None  # -1: a stream without max_steps
         console = Console(stderr=True)
         kind = _Bar if console.is_terminal else _Lines
         self._display, self._shown = kind(console, total, trainer.global_step), 0.0

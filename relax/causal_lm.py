@@ -204,7 +204,7 @@ def check_head(model: nn.Module) -> None:
     """Refuse a model whose own logits are not ``head(hidden state)``: its loss here would be another one's.
 
     Raises:
-        UserError: the logits differ, or the model sees later tokens.
+        UserError: the logits differ, are no numbers, or the model sees later tokens.
     """
     inner = base_model(model)
     ids = _some_ids(model, 4)
@@ -212,6 +212,8 @@ def check_head(model: nn.Module) -> None:
         theirs = inner(input_ids=ids, use_cache=False).logits[0]
         ours = language_head(model)(_body(inner)(input_ids=ids, use_cache=False).last_hidden_state[0])
         shorter = inner(input_ids=ids[:, :-1], use_cache=False).logits[0]
+    if theirs.isnan().any():
+        raise UserError(f"{type(inner).__name__} gives logits that are no numbers (NaN); its weights are damaged")
     if not isolation.alike(shorter, theirs[:-1]):
         raise UserError(
             f"{type(inner).__name__} looks at the tokens it shall predict; it must be a causal language model, "

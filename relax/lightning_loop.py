@@ -73,6 +73,25 @@ def micro_batches_done(trainer: "L.Trainer") -> int:
     return int(vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"])
 
 
+def go_on_with_next_epoch(checkpoint: dict[str, Any]) -> None:
+    """In ``on_load_checkpoint``: where the checkpoint ends an epoch, let the loop stand at the start of the next.
+
+    Lightning does so itself where it knows an epoch's length. Of a stream it does not: it would find it at its end, and
+    take that for the whole next epoch.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]
+    if not batches["is_last_batch"] or not batches["current"]["ready"]:
+        return
+    batches["is_last_batch"] = False
+    batches["total"]["completed"] = batches["total"]["processed"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    if batches_that_stepped := loops["epoch_loop.state_dict"].get("_batches_that_stepped"):
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = batches_that_stepped + 1
+    for epochs in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        epochs |= dict.fromkeys(epochs, epochs["started"])
+
+
 def logged_metrics(trainer: "L.Trainer") -> "dict[str, Tensor]":
     """What the training step, or in ``on_validation_end`` the validation, has logged, by name.
 

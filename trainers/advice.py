@@ -5,14 +5,26 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Checkpoint
 
+from relax.data.batching.streaming import SampleStream
+
 if TYPE_CHECKING:
     from trainers.trainer import Trainer
 
 
+BETAS = (0.9, 0.999)
+"""Their default."""
+
+
 def warn_without_effect(trainer: "Trainer") -> None:
-    """At construction: a validation without data, a folder without checkpoints."""
+    """At construction: what needs another setting, or data, that is not there; a folder without checkpoints."""
     if trainer.val_data is None and trainer.val_every_n_steps is not None:
         warnings.warn("--val_every_n_steps has no effect without validation data", stacklevel=4)
+    if tuple(trainer.betas) != BETAS and trainer.optimizer not in ("adamw", "adam", "sgd"):
+        warnings.warn(f"--betas={trainer.betas} has no effect with --optimizer={trainer.optimizer}", stacklevel=4)
+    if trainer.overwrite and trainer.output_dir is None:
+        warnings.warn("--overwrite has no effect without --output_dir", stacklevel=4)
+    if trainer.data_workers > 1 and isinstance(trainer.train_data, SampleStream):
+        warnings.warn(f"--data_workers={trainer.data_workers}: a stream is read by one process", stacklevel=4)
     if trainer.output_dir is not None and not any(isinstance(c, Checkpoint) for c in trainer.own_callbacks):
         warnings.warn(
             f"no checkpoint will be written to {trainer.output_dir}: pass callbacks=default_callbacks(output_dir)",
@@ -31,6 +43,17 @@ def warn_of_settings_for_another_trainer(trainer: "Trainer") -> None:
         )
 
 
+def warn_of_another_accumulation(trainer: "Trainer", accumulate: int) -> None:
+    """The same, where a budget of tokens decides how often is accumulated, and the user said how often."""
+    given = trainer.trainer.accumulate_grad_batches
+    if trainer.max_tokens_per_micro_batch is not None and given not in (1, accumulate):
+        warnings.warn(
+            f"accumulate_grad_batches={given} of the lightning.Trainer: no effect, max_tokens_per_micro_batch="
+            f"{trainer.max_tokens_per_micro_batch} makes it {accumulate}",
+            stacklevel=3,
+        )
+
+
 def warn_of_half_precision(trainer: "Trainer") -> None:
     """Before the run: weights that small updates are lost on."""
     half = any(p.element_size() < 4 for p in trainer.model.parameters() if p.requires_grad)
@@ -38,6 +61,16 @@ def warn_of_half_precision(trainer: "Trainer") -> None:
         warnings.warn(
             "the trained weights are in half precision, where small updates are lost to rounding; use "
             "--dtype=float32 with --precision=bf16-mixed",
+            stacklevel=3,
+        )
+
+
+def warn_of_a_validation_at_the_end_of_a_stream(trainer: "Trainer") -> None:
+    """When the run begins: the stream may go on for longer than the run."""
+    if trainer.val_data is not None and not trainer.val_every_n_steps and trainer.trainer.max_steps != -1:
+        warnings.warn(
+            f"the validation data are used only where the stream ends, which step {trainer.trainer.max_steps} may come "
+            "before; give --val_every_n_steps",
             stacklevel=3,
         )
 

@@ -33,7 +33,7 @@ def check_data(trainer: "Trainer") -> None:
     """Refuse settings that the training data, now that they are there, do not fit.
 
     Raises:
-        UserError: a setting that needs all lengths, or an end, with a stream; a row too long for a budget.
+        UserError: a setting that needs all lengths with a stream; a row too long for a budget.
     """
     budget = trainer.max_tokens_per_micro_batch
     for data in (trainer.train_data, trainer.val_data):
@@ -51,12 +51,6 @@ def _check_stream(trainer: "Trainer") -> None:
     for name in PLANNED_ONLY:
         if settings[name]:
             raise UserError(f"--{name}={settings[name]} needs the lengths of all rows: leave it or --streaming out")
-    endless = trainer.lightning_settings.get("max_steps", -1) == -1
-    if endless and (trainer.schedule != "constant" or trainer.warmup_ratio is not None):
-        raise UserError(
-            f"--schedule={trainer.schedule} and --warmup_ratio need to know the end, which a stream does not tell: "
-            "give --max_steps, or --schedule=constant"
-        )
 
 
 def decide_packing(trainer: "Trainer") -> bool:
@@ -95,7 +89,8 @@ def build_batches(trainer: "Trainer", *, packed: bool) -> PlannedBatches | Strea
 
 
 def _by_count(trainer: "Trainer", packed: bool) -> Layout:
-    layout = trainer.cut(trainer.trainer.world_size, trainer.trainer.accumulate_grad_batches)
+    given = trainer.trainer.accumulate_grad_batches if _fits(trainer) else None
+    layout = trainer.cut(trainer.trainer.world_size, given)
     return replace(layout, padded=not packed)
 
 
@@ -103,8 +98,15 @@ def _by_tokens(trainer: "Trainer", plan: Plan, packed: bool) -> Layout:
     """Lightning accumulates equally often at every step: as often as the fullest step of the run needs."""
     budget, world_size = trainer.max_tokens_per_micro_batch, trainer.trainer.world_size
     layout = Layout(trainer.batch_size, None, 1, world_size, max_tokens=budget, padded=not packed)
+    if not _fits(trainer):
+        return layout
     epochs = range(_epochs(trainer.trainer, plan.num_steps))
     return layout.holding((step for epoch in epochs for step in plan.steps(epoch)), plan.data.lengths)
+
+
+def _fits(trainer: "Trainer") -> bool:
+    """Whether there will be optimizer steps; not where a ``lightning.Trainer`` only validates."""
+    return trainer.trainer.state.fn == "fit"
 
 
 def _epochs(trainer: "L.Trainer", steps: int) -> int:
@@ -124,11 +126,32 @@ def planned_steps(trainer: "Trainer") -> float:
     """Optimizer steps of the run, infinite where only the clock ends it.
 
     Lightning's own count would begin to read a stream, at its start, before the place to resume at is known.
+
+    Raises:
+        UserError: the schedule needs an end.
     """
-    if isinstance(trainer.train_data, SampleStream):
-        steps = trainer.trainer.max_steps
-        return math.inf if steps == -1 else steps
-    return trainer.trainer.estimated_stepping_batches
+    stream = isinstance(trainer.train_data, SampleStream)
+    steps = stream_steps(trainer.trainer.max_steps) if stream else trainer.trainer.estimated_stepping_batches
+    check_end(trainer, steps)
+    return steps
+
+
+def stream_steps(max_steps: int) -> float:
+    """Optimizer steps of a run over a stream, infinite where ``max_steps`` (-1: none) does not end it."""
+    return math.inf if max_steps == -1 else max_steps
+
+
+def check_end(trainer: "Trainer", steps: float) -> None:
+    """Refuse a schedule over infinitely many steps.
+
+    Raises:
+        UserError: it is one, or the warm-up is a share of them.
+    """
+    if math.isinf(steps) and (trainer.schedule != "constant" or trainer.warmup_ratio is not None):
+        raise UserError(
+            f"--schedule={trainer.schedule} and --warmup_ratio need to know the end, which neither a stream nor the "
+            "clock tells: give --max_steps, or --schedule=constant"
+        )
 
 
 def audit_batches(batches: PlannedBatches | StreamedBatches, tokenizer: Any, *, seed: int) -> Audit:

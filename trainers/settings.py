@@ -52,6 +52,12 @@ def check_own(given: Mapping[str, Any]) -> None:
         raise UserError(
             f"--packing_length={given['packing_length']} packs rows, --layout=padded does not; leave one out"
         )
+    sequence, budget = given["packing_length"], given["max_tokens_per_micro_batch"]
+    if sequence is not None and budget is not None and sequence > budget:
+        raise UserError(
+            f"--max_tokens_per_micro_batch={budget} must hold a packed sequence, got --packing_length={sequence}; "
+            "raise the one or lower the other"
+        )
     if isinstance(given["optimizer"], str):
         checks.one_of(OPTIMIZERS, optimizer=given["optimizer"])
     for name, effective in (
@@ -99,6 +105,31 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
             f"--schedule={own['schedule']} and --warmup_ratio need an end that is known: give --max_steps or "
             "--max_epochs, or --schedule=constant"
         )
+
+
+def check_attached(trainer: L.Trainer, accumulate: int, micro_batches: int | None) -> None:
+    """What a ``lightning.Trainer`` of the user's own would cut apart.
+
+    Args:
+        trainer: the one that runs the module.
+        accumulate: micro-batches of an optimizer step on each rank.
+        micro_batches: of an epoch; None where that is not known.
+
+    Raises:
+        UserError: an optimizer step or a validation.
+    """
+    for name in ("fast_dev_run", "overfit_batches", "limit_val_batches"):
+        value = vars(trainer)[name]
+        if not _is_idle(value):
+            raise UserError(f"{name}={value} of the lightning.Trainer {UNFIT[name].replace('--', '')}")
+    for name in ("limit_train_batches", "val_check_interval"):
+        value = vars(trainer)[name]
+        count = int(value * micro_batches) if isinstance(value, float) and micro_batches is not None else value
+        if isinstance(value, int | float) and not _is_idle(value) and count % accumulate:
+            raise UserError(
+                f"{name}={value} of the lightning.Trainer must end with an optimizer step, which has {accumulate} "
+                "micro-batches; give a multiple of them"
+            )
 
 
 def _accumulation(lightning: Mapping[str, Any], own: Mapping[str, Any], devices: int) -> int:

@@ -1,5 +1,6 @@
 """Settings of the SFT trainer: which values cannot work, and how rows are made ready with them."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from relax.data.tokens.tokenization import tokenize_rows
 from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.losses import TOKEN_LOSSES
+
+ONCE = ("tokenize_workers", "data_cache")
+"""Settings of a tokenization before the run."""
+ENCODING = ("data_format", "columns", "weight_column", "max_length", "truncation", "train_on", "max_dropped_share")
 
 
 def check_reading(own: Mapping[str, Any]) -> None:
@@ -53,6 +58,22 @@ def encoding_options(own: Mapping[str, Any]) -> EncodingOptions:
     """
     names = ("max_length", "truncation", "train_on", "columns", "weight_column")
     return EncodingOptions(format=own["data_format"], **{name: own[name] for name in names})
+
+
+def warn_without_effect(own: Mapping[str, Any], defaults: Mapping[str, Any], *datasets: object) -> None:
+    """Tell of settings on the reading of rows that none of ``datasets`` (training and validation data) is read by."""
+    given = [rows for rows in datasets if rows is not None]
+    streams = [isinstance(rows, RowStream) for rows in given]
+    idle = {} if any(streams) else {"shuffle_buffer": "data that are not streamed"}
+    if all(streams):
+        idle |= dict.fromkeys(ONCE, "streamed data")
+    if all(isinstance(rows, TokenizedDataset) for rows in given):
+        idle |= dict.fromkeys((*ENCODING, *ONCE), "tokenized data")
+    for name, reason in idle.items():
+        if own[name] != defaults[name]:
+            warnings.warn(f"--{name}={own[name]} has no effect on {reason}", stacklevel=4)
+    if own["max_length"] is None and own["truncation"] != defaults["truncation"]:
+        warnings.warn(f"--truncation={own['truncation']} has no effect without --max_length", stacklevel=4)
 
 
 def prepare_rows(

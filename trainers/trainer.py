@@ -5,19 +5,15 @@ is the subclass's ``compute_loss``. Everything that only watches or steers is a 
 """
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning as L
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -28,26 +24,22 @@ from relax.data.audit import Audit
 from relax.data.batching.batches import Batch
 from relax.data.batching.epoch import EpochBatches, PlannedBatches
 from relax.data.batching.layout import Layout
-from relax.data.batching.loader import BatchSource, Bookmark, ResumableLoader
-from relax.data.batching.planning import Step
+from relax.data.batching.loader import Bookmark, ResumableLoader
 from relax.data.batching.streaming import SampleStream
 from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import TrainingStopped, UserError
-from relax.export import check_export, export_model, model_card
+from relax.export import export_model, model_card
 from relax.figures import Figures
 from relax.lightning_loop import (
     build_lightning_trainer,
+    go_on_with_next_epoch,
     lightning_refusals,
-    micro_batches_done,
     step_completed,
     step_will_be_logged,
 )
 from relax.lora import enable_gradient_checkpointing
 from relax.optimizers import (
     OptimizerFactory,
-    build_optimizer,
-    build_schedule,
-    parameter_groups,
     total_norm,
 )
 from relax.ranks import is_main_process
@@ -55,20 +47,25 @@ from relax.report import say
 from relax.seeding import seed_generators
 from relax.shapes import different_shapes
 from trainers.advice import (
+    warn_of_a_validation_at_the_end_of_a_stream,
     warn_of_a_validation_that_never_comes,
-    warn_of_half_precision,
+    warn_of_another_accumulation,
     warn_of_settings_for_another_trainer,
     warn_without_effect,
 )
-from trainers.batching import audit_batches, build_batches, check_data, decide_packing, planned_steps
-from trainers.dry_run import DryRun, DryRunWatch, LargestStep
-from trainers.settings import check_lightning, check_own, is_plain, with_an_end
-
-# A run can only be continued with these as they were: they shape the order of the data or the optimizer's state.
-BOUND = (
-    *("batch_size", "packing_length", "group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
-    *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
+from trainers.batching import (
+    audit_batches,
+    build_batches,
+    check_data,
+    check_end,
+    planned_steps,
+    stream_steps,
 )
+from trainers.dry_run import REHEARSAL, DryRun, DryRunWatch
+from trainers.loading import training_loader, validation_batches
+from trainers.model_checks import prepare_model
+from trainers.optimization import norm_is_exact, optimization
+from trainers.settings import check_attached, check_lightning, check_own, is_plain, with_an_end
 
 
 class Trainer(L.LightningModule, ABC):
@@ -228,20 +225,23 @@ class Trainer(L.LightningModule, ABC):
         return self
 
     def dry_run(self) -> DryRun:
-        """Train one optimizer step, that of the first epoch with the largest micro-batch, and log and export nothing.
+        """Train the optimizer step of the first epoch with the largest micro-batch, and log and export nothing.
 
-        The callbacks are called; with ``default_callbacks(None)`` they write nothing either. The weights are changed by
-        it: this is for a look before the run, in a process of its own.
+        The callbacks are called, but progress bars and those that write checkpoints. The weights are changed by it:
+        this is for a look before the run, in a process of its own.
 
         Raises:
             TrainingStopped: it does not fit in memory, or the loss is not finite.
         """
-        self._rehearses, watch = True, DryRunWatch()
-        silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-        self._fit(
-            self.lightning_trainer(**silent, callbacks=[*self.own_callbacks, watch], max_steps=1, max_epochs=1), None
-        )
-        return watch.result(self.device)
+        watch = DryRunWatch()
+        others = [c for c in self.own_callbacks if not isinstance(c, (Checkpoint, ProgressBar))]
+        self._rehearses = True
+        try:
+            self._fit(self.lightning_trainer(callbacks=[*others, watch], **REHEARSAL), None)
+        finally:
+            self._rehearses = False
+        planned = isinstance(self._batches, PlannedBatches)
+        return watch.result("the step with the largest micro-batch" if planned else "the first steps of the stream")
 
     def _fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
         self._own_trainer = trainer
@@ -277,6 +277,8 @@ class Trainer(L.LightningModule, ABC):
         if self.val_data is None:
             arguments["limit_val_batches"] = 0
         arguments |= {"callbacks": self.own_callbacks, "logger": self._logger} | overrides
+        if isinstance(self.train_data, SampleStream):  # before a dry run, which has an end, too
+            check_end(self, stream_steps(self.lightning_settings.get("max_steps", -1)))
         trainer = build_lightning_trainer(**arguments)
         if self.max_tokens_per_micro_batch is None:
             devices = trainer.num_nodes * trainer.num_devices
@@ -296,19 +298,13 @@ class Trainer(L.LightningModule, ABC):
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
         if self.trainer is not self._own_trainer:
             warn_of_settings_for_another_trainer(self)
-        if isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            self.to(self.trainer.strategy.root_device)  # where flash attention runs, and a large model is probed fast
-        if self.output_dir is not None:
-            check_export(self.model, run_folder.export_folder(self.output_dir), merge_adapter=self.merge_adapter)
-        warn_of_half_precision(self)
-        precision = self.trainer.precision_plugin
-        with precision.forward_context():  # as in training: some attention kernels take half precision only
-            precision.convert_module(self)
-            causal_lm.check_head(self.model)
-            causal_lm.check_lengths(self.model, self._longest_row())
-            packed = decide_packing(self)
-        self._batches = build_batches(self, packed=packed)
-        self.trainer.accumulate_grad_batches = self._batches.builder.layout.accumulate
+        self._batches = build_batches(self, packed=prepare_model(self))
+        layout = self._batches.builder.layout
+        if self.trainer is not self._own_trainer:
+            check_attached(self.trainer, layout.accumulate, self._batches.micro_batches)
+        if stage == "fit":
+            warn_of_another_accumulation(self, layout.accumulate)
+            self.trainer.accumulate_grad_batches = layout.accumulate
         if self.val_every_n_steps is not None and self.trainer is self._own_trainer:
             self.trainer.val_check_interval = self.val_every_n_steps * self.trainer.accumulate_grad_batches
             self.trainer.check_val_every_n_epoch = None
@@ -321,37 +317,12 @@ class Trainer(L.LightningModule, ABC):
 
     def train_dataloader(self) -> ResumableLoader:
         """Lightning's hook: the micro-batches of this rank."""
-        layout = self._batches.builder.layout
-        source: BatchSource = self._batches
-        if self._rehearses and isinstance(source, PlannedBatches):
-            source = LargestStep(source)
-        self._loader = ResumableLoader(
-            source,
-            epoch=lambda: self.current_epoch,
-            processed=lambda: micro_batches_done(self.trainer),
-            resume=lambda: self._bookmark,
-            identity={
-                "data": self.train_data.fingerprint,
-                "seed": self.seed,
-                "micro_batch_size": layout.micro_batch_size,
-                "max_tokens_per_micro_batch": layout.max_tokens,
-                "number of devices": layout.world_size,
-                **{name: self.hparams[name] for name in BOUND},
-                "frozen weights": causal_lm.frozen_digest(self.model),
-            },
-            workers=self.data_workers,
-            pin_memory=self.device.type == "cuda",
-        )
+        self._loader = training_loader(self, self._batches, rehearses=self._rehearses, bookmark=lambda: self._bookmark)
         return self._loader
 
     def val_dataloader(self) -> EpochBatches | list[Any]:
         """Lightning's hook: the held-out rows of this rank, as one step over the whole set."""
-        if self.val_data is None:
-            return []
-        rows = np.arange(len(self.val_data))
-        everything = Step(rows, rows)
-        layout = self._batches.builder.layout.whole(everything, self.val_data.lengths)
-        return EpochBatches(self.val_data, [everything], replace(self._batches.builder, layout=layout))
+        return [] if self.val_data is None else validation_batches(self.val_data, self._batches.builder)
 
     def on_train_start(self) -> None:
         """Lightning's hook: the run is about to begin, or to go on, and nothing is in its way."""
@@ -361,8 +332,12 @@ class Trainer(L.LightningModule, ABC):
             return
         if self.output_dir is not None and is_main_process():
             dump_config(self.output_dir / "config.yaml", dict(self.hparams))
+        if self.trainer is not self._own_trainer:
+            return
         if isinstance(self._batches, PlannedBatches):
             warn_of_a_validation_that_never_comes(self, self._batches.plan.num_steps)
+        else:
+            warn_of_a_validation_at_the_end_of_a_stream(self)
 
     def audit(self) -> Audit:
         """What is trained on, as micro-batches lay it out; of a stream, the first rows. Inside a run only."""
@@ -409,10 +384,7 @@ class Trainer(L.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning's hook, called before every optimizer step: clip by the norm that is known already."""
-        # Sharded gradients and those that a scaler may not have unscaled are Lightning's to clip.
-        plain = isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-        plain = plain and self.trainer.precision != "16-mixed"
-        if plain and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and norm_is_exact(self.trainer):
             parameters = [p for p in self.model.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm())
         else:
@@ -446,29 +418,7 @@ class Trainer(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Lightning's hook: schedules count optimizer steps."""
-        optimizer = build_optimizer(
-            self.optimizer,
-            parameter_groups(self.model, self.weight_decay),
-            learning_rate=self.learning_rate,
-            betas=self.betas,
-            # A fused optimizer unscales fp16 gradients inside its step, after they are clipped, measured and logged.
-            fused=self.trainer.precision != "16-mixed",
-        )
-        total = planned_steps(self)
-        warmup_steps = self.warmup_steps or (round(self.warmup_ratio * total) if self.warmup_ratio else 0)
-        if warmup_steps and warmup_steps >= total:
-            warnings.warn(
-                f"the warm-up of {warmup_steps} steps is not over when the run ends, at {total}", stacklevel=2
-            )
-        scheduler = build_schedule(
-            optimizer,
-            self.schedule,
-            total_steps=total,
-            warmup_steps=warmup_steps,
-            min_ratio=self.min_lr_ratio,
-            decay_ratio=self.decay_ratio or 0.3,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimization(self, steps=planned_steps(self), rehearses=self._rehearses)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained (under LoRA the adapter, never the frozen backbone), and the place in the data."""
@@ -489,6 +439,8 @@ class Trainer(L.LightningModule, ABC):
                 f"weights here ({len(different)} tensors differ); check --model and --lora_*"
             )
         self._bookmark = checkpoint["bookmark"]
+        if isinstance(self.train_data, SampleStream):
+            go_on_with_next_epoch(checkpoint)
 
     def export(self, folder: Path) -> None:
         """Write the model, or its adapter, with the tokenizer and a model card, as Hugging Face users load it."""
@@ -510,11 +462,6 @@ class Trainer(L.LightningModule, ABC):
         return self.device.type == "cuda" if self.compile_loss is None else self.compile_loss
 
     # Details
-
-    def _longest_row(self) -> int:
-        if isinstance(self.train_data, SampleStream):
-            return self.train_data.options.max_length or 0
-        return int(self.train_data.lengths.max())
 
     def _running(self) -> bool:
         # Not self.trainer: it raises while no trainer is attached.

@@ -16,6 +16,7 @@ from killing import KillAt, SignalAt
 from lightning.pytorch.callbacks import EarlyStopping
 
 from callbacks import SafeInterrupt, default_callbacks
+from relax.errors import UserError
 from relax.lora import LoRASettings, add_lora
 from trainers import SFTTrainer
 
@@ -274,3 +275,17 @@ def test_an_adapter_on_another_base_or_of_another_scale_is_refused(
     for base, alpha in ((other, 8), (make_llama(), 16)):
         with pytest.raises(ValueError, match="can only be resumed with the same frozen weights"):
             start(base, alpha, max_steps=5, resume="auto")
+
+
+@pytest.mark.parametrize("change", [{"max_epochs": 2}, {"layout": "padded"}])
+def test_a_budget_of_tokens_that_cuts_steps_otherwise_is_another_place_in_the_data(
+    change: dict, tmp_path: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    """More epochs, or padding, may need more micro-batches a step: the position would be that of other rows."""
+    rows = unequal_rows(40, seed=2)
+    settings = {"batch_size": 8, "micro_batch_size": None, "max_tokens_per_micro_batch": 100, "schedule": "constant"}
+    settings |= {"warmup_steps": None, "max_epochs": 1}
+    run(tmp_path, make_llama(), tokenizer, rows, **settings)
+    step = tmp_path / "checkpoints/step=00000004.ckpt"
+    with pytest.raises(UserError, match="can only be resumed with the same number of micro-batches a step"):
+        run(tmp_path, make_llama(), tokenizer, rows, resume=str(step), **(settings | change))

@@ -180,3 +180,11 @@ def test_attention_outside_a_packed_row_stays_that_of_sdpa() -> None:
     before = model.generate(ids, **options)
     assert causal_lm.isolate_documents(model)
     assert torch.equal(model.generate(ids, **options), before)
+
+
+def test_damaged_weights_are_called_so() -> None:
+    """They compare equal to nothing, which would be told as a model that looks ahead."""
+    model = T.AutoModelForCausalLM.from_config(T.LlamaConfig(**BASE))
+    torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+    with pytest.raises(UserError, match=r"LlamaForCausalLM gives logits that are no numbers \(NaN\)"):
+        causal_lm.check_head(model)

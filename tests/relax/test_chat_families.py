@@ -277,6 +277,12 @@ def test_gpt_oss_learns_the_thought_of_the_last_answer() -> None:
     )
 
 
+def test_a_thought_of_an_answer_that_is_only_read_may_be_left_out() -> None:
+    thoughtful = {**TWO_TURNS[1], "reasoning_content": "well"}
+    text = learn("llama3", [TWO_TURNS[0], thoughtful, *TWO_TURNS[2:]], train_on="last")
+    assert text == learn("llama3", TWO_TURNS, train_on="last")
+
+
 @pytest.mark.parametrize(
     ("family", "text"),
     [
@@ -314,6 +320,9 @@ def test_two_answers_under_one_header_are_cut_where_generation_stops() -> None:
         ("zephyr", [{"role": "developer", "content": "Be brief."}, *TWO_TURNS], {}, "leaves out message 1, of the role 'developer'"),
         ("phi3", [TOOL_LOOP[0], {**TOOL_LOOP[1], "content": "I look."}], {}, "leaves out a tool call of message 2"),
         ("chatml", TOOL_LOOP, {}, "fails on these messages, which call tools: "),
+        ("llama3_1", [TOOL_LOOP[0], {**TOOL_LOOP[1], "content": "I look."}, *TOOL_LOOP[2:]], {}, "leaves out what message 2 says beside its tool calls"),
+        ("llama3", [TWO_TURNS[0], {**TWO_TURNS[1], "reasoning_content": "well"}], {}, "leaves out the thought of message 2; give another template"),
+        ("deepseek_v3", [TWO_TURNS[0], {"role": "assistant", "content": "<think>well</think>Hello."}], {}, "leaves out the thought of message 2"),
         ("gpt_oss", [TOOL_LOOP[0], {"role": "assistant", "tool_calls": [CALL, CALL]}], {"tools": TOOLS}, "leaves out a tool call of message 2"),
         ("llama3_1", [TOOL_LOOP[0], {"role": "assistant", "tool_calls": [CALL, CALL]}], {}, "only supports single tool-calls at once"),
         ("mistral_v3", [TOOL_LOOP[0], {"role": "assistant", "tool_calls": [{**CALL, "id": "1"}]}], {}, "Tool call IDs should be alphanumeric"),

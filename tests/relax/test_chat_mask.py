@@ -102,6 +102,14 @@ def test_an_end_of_turn_right_behind_a_marker_is_learnt(family: str, end: str, e
     assert chat(TWO_TURNS, tokenizer, train_on="last") == expected[1:]
 
 
+def test_an_end_of_turn_behind_white_space_is_learnt_of_every_answer() -> None:
+    tokenizer = family_tokenizer("chatml")
+    tokenizer.chat_template = MARKED.replace(" + '<|im_end|>\n' }}{% endgeneration", " }}{% endgeneration").replace(
+        "{% endgeneration %}", "{% endgeneration %}{{ '\n<|im_end|>\n' }}"
+    )
+    assert chat(TWO_TURNS, tokenizer) == ["Hello.\n<|im_end|>", "4\n<|im_end|>"]
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -194,8 +202,8 @@ def test_an_end_of_turn_that_is_no_token_is_warned_of() -> None:
         (TWO_TURNS, None, "no chat template: give another template with --chat_template=FILE"),
         ([{"role": "system", "content": "Be brief."}, *TWO_TURNS], GEMMA, "fails on these messages: System role not supported"),
         (TWO_TURNS, "{{ oops", "the chat template fails on these messages: unexpected end of template"),
-        (TWO_TURNS[1:2], "{{ messages[0].role }}", "fails on no messages (the conversation begins with an assistant turn)"),
-        (TWO_TURNS[:2], "{{ messages[0].content }}", "renders message 2, an answer, to nothing"),
+        (TWO_TURNS[1:2], "{{ messages[0].content }}", "fails on no messages (the conversation begins with an assistant turn)"),
+        (TWO_TURNS[:2], "{{ messages[0].content }}Hello.", "renders message 2, an answer, to nothing"),
         (
             [*TWO_TURNS[:2], TWO_TURNS[3]],
             "{% for turn in messages if turn.role == 'user' or not add_generation_prompt %}{{ turn.content }}{% endfor %}",

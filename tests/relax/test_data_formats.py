@@ -1,18 +1,24 @@
 """Rows of every format on their way to tokens: what is learnt of them, how they are cut, dropped, refused."""
 # ruff: noqa: E501  (tables of literal messages)
 
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from byte_tokenizers import CHATML, byte_tokenizer, family_tokenizer
+from pyarrow import parquet
 
 from relax.data import (
+    FORMATS,
     EncodingOptions,
     RowSubset,
     Sample,
     TokenizedDataset,
+    load_rows,
     split_rows,
     tokenize_row,
     tokenize_rows,
@@ -239,3 +245,20 @@ def test_a_data_set_of_nothing_is_refused() -> None:
         TokenizedDataset.from_samples([])
     with pytest.raises(UserError, match="one loss mask entry a token, got 1 for 2 tokens"):
         Sample.of([1, 2], [True])
+
+
+def test_a_null_argument_of_a_call_is_kept_where_it_was_written_and_not_where_a_column_added_it(tmp_path: Path) -> None:
+    def row(arguments: dict[str, object]) -> dict[str, object]:
+        call = {"function": {"name": "f", "arguments": arguments}}
+        return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}
+
+    rows = [row({"unit": None, "city": "Rome"}), row({"city": "Rome", "day": "Monday"})]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+
+    def arguments(source: str) -> list[dict[str, object]]:
+        chats = [FORMATS["messages"].read(r) for r in load_rows(str(tmp_path / source))]
+        return [chat.messages[1]["tool_calls"][0]["function"]["arguments"] for chat in chats]  # type: ignore[union-attr]
+
+    assert arguments("rows.jsonl") == [{"unit": None, "city": "Rome"}, {"city": "Rome", "day": "Monday"}]
+    assert arguments("rows.parquet") == [{"city": "Rome"}, {"city": "Rome", "day": "Monday"}]

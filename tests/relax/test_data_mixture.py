@@ -39,6 +39,7 @@ def test_a_pattern_is_its_files_in_the_order_of_their_names() -> None:
     assert list(rows) == [rows[at] for at in range(3)] == [*texts("ten", 2), *texts("two", 1)]
     assert [place(rows, at, "") for at in range(3)] == ["data/a10.jsonl:1", "data/a10.jsonl:2", "data/a2.jsonl:1"]
     assert list(load_rows("data/**/*.jsonl*")) == [*rows, *texts("deep", 1)]
+    assert list(load_rows("data/**/**/*.jsonl*")) == [*rows, *texts("deep", 1)], "no file twice"
     assert list(load_rows(str(Path("data/a?.[jx]sonl").resolve()))) == texts("two", 1)
     assert list(pickle.loads(pickle.dumps(rows))) == list(rows)
     assert parts(rows).names == ("",), "files of one pattern are one part"
@@ -50,6 +51,8 @@ def test_a_pattern_is_its_files_in_the_order_of_their_names() -> None:
     assert "data/folder.jsonl/x: a data file ends in" in refused("data/f*/*")
     with pytest.raises(UserError, match="a single file has no split 'test'"):
         load_rows("data/*.jsonl", "test")
+    Path("data/b.jsonl").symlink_to("gone.jsonl")
+    assert refused("data/*.jsonl") == "data/b.jsonl: cannot be read (No such file or directory)"
 
 
 def test_a_file_whose_name_looks_like_a_pattern_or_a_list_is_a_file() -> None:
@@ -132,15 +135,11 @@ def test_the_parts_of_rows_are_seen_through_subsets() -> None:
     assert (names, shares, of_rows.tolist()) == (("",), (), [0])
 
 
-def test_the_fingerprint_of_a_mixture_covers_parts_order_and_shares() -> None:
-    sources = ("a.jsonl,b.parquet", "b.parquet,a.jsonl", "a.jsonl:1,b.parquet:1", "a.jsonl:1,b.parquet:2", "a.jsonl")
-    assert len({load_rows(source).fingerprint for source in sources}) == len(sources)
-    same = load_rows("a.jsonl:2,b.parquet:2").fingerprint
-    assert same == load_rows("a.jsonl:1,b.parquet:1").fingerprint, "weights are relative"
+def test_the_fingerprint_of_a_mixture_covers_its_rows_and_not_its_shares() -> None:
+    sources = ("a.jsonl,b.parquet", "b.parquet,a.jsonl", "a.jsonl", "[ab].*")
+    same, *others = [load_rows(source).fingerprint for source in sources]
+    assert same not in others, "a pattern's files have one format, the parts of a mixture each their own"
+    for weighted in ("a.jsonl:1,b.parquet:1", "a.jsonl:1,b.parquet:2"):
+        assert load_rows(weighted).fingerprint == same, "other shares need no new tokens"
     write("a.jsonl", jsonl(texts("A", 3)))
-    assert load_rows("a.jsonl:1,b.parquet:1").fingerprint != same
-
-
-def test_a_weight_alone_is_told_to_have_no_effect() -> None:
-    with pytest.warns(UserWarning, match="a.jsonl:0.5: a weight has no effect on the only part"):
-        assert list(load_rows("a.jsonl:0.5")) == texts("a", 3)
+    assert load_rows("a.jsonl,b.parquet").fingerprint != same

@@ -137,6 +137,35 @@ def test_a_damaged_parquet_file_is_named() -> None:
         list(rows)
 
 
+def test_a_cell_that_python_cannot_hold_is_named_with_its_row() -> None:
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    def file_of(cells: pyarrow.Array) -> str:
+        parquet.write_table(pyarrow.table({"text": cells}), "a.parquet", row_group_size=1500)
+        return "a.parquet"
+
+    raw = pyarrow.array([b"ok"] * 1700 + [b"\xff"] + [b"ok"])
+    name = file_of(pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers()))
+    assert refused(name).startswith(
+        "a.parquet:row 1701: a cell cannot be decoded ('utf-8' codec can't decode byte 0xff"
+    )
+    assert load_rows(name)[1499] == {"text": "ok"}
+    datasets.Dataset(parquet.read_table(name)).save_to_disk("saved")
+    assert refused("saved").startswith("saved: the rows from number 1701 on cannot be read ('utf-8' codec")
+    with pytest.raises(UserError, match="saved: row 1701 cannot be read"):
+        load_rows("saved")[1700]
+    with pytest.raises(IndexError):
+        load_rows("saved")[1702]
+
+    far = file_of(pyarrow.array([0, 2**62], pyarrow.timestamp("us")))
+    assert refused(far) == "a.parquet:row 2: a cell cannot be decoded (date value out of range)"
+    double = pyarrow.Table.from_arrays([raw, raw], ["text", "text"])
+    parquet.write_table(double, "double.parquet")
+    assert refused("double.parquet") == "double.parquet: the file must name each column once, got ['text', 'text']"
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".txt"])
 def test_a_damaged_gzip_file_is_named(suffix: str) -> None:
     name = write(f"a{suffix}.gz", "text\n" * 100_000)
@@ -176,6 +205,11 @@ def nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(user)
+
+
+def test_a_pipe_is_refused_and_not_waited_for() -> None:
+    os.mkfifo("a.jsonl")
+    assert refused("a.jsonl") == "a.jsonl: a pipe or a device, which cannot be read twice: write it to a file"
 
 
 def test_a_name_no_file_system_knows_is_refused() -> None:
@@ -254,6 +288,16 @@ def test_folders_of_data_files_are_loaded_by_name() -> None:
     Path("lines").mkdir()
     write("lines/train.jsonl", jsonl(ROWS))
     assert list(load_rows("lines")) == ROWS
+    write("lines/more.jsonl", jsonl(ROWS))
+    write("lines/other.txt", "x")
+    with pytest.warns(
+        UserWarning, match=r"lines: .* left out, here more\.jsonl and 1 more; .* such as lines/\*\.jsonl"
+    ):
+        assert list(load_rows("lines")) == ROWS
+    write("script/script.py", "")
+    assert refused("script").startswith("script: cannot be loaded (Dataset scripts are no longer supported")
+    write("empty/a.jsonl", "")
+    assert refused("empty").startswith("empty: cannot be loaded (")
     Path("nothing").mkdir()
     assert refused("nothing") == "nothing: a folder without a data file in it"
     Path("named.jsonl").mkdir()

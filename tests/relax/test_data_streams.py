@@ -147,7 +147,8 @@ def test_what_a_stream_refuses() -> None:
     write("a.csv", "x,y\n1,2\n3\n")
     write("folder/train.jsonl", jsonl(texts("a", 3)))
     Path("nothing").mkdir()
-    assert refused("empty.txt") == "empty.txt: the split 'train' holds no rows"
+    write("full_too.txt", "a\n")
+    assert refused("empty.txt") == refused("*.txt") == "empty.txt: the file holds no rows"
     assert refused("a.csv") == "a.csv:3: 1 cells where the header names 2 columns"
     assert refused("a.csv", split="test").startswith("a.csv: a single file has no split 'test'")
     assert refused("a.txt") == "a.txt: no such file"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from relax.data import tokenize_row
 from relax.data.chat.learning import ChatRenderer, Rendered
 from relax.data.examples import Chat
 from relax.data.tokens.drafts import Conversation
@@ -108,3 +109,17 @@ def test_only_what_follows_the_last_added_token_is_tokenized_twice() -> None:
     rendered = ChatRenderer(tokenizer).learn(Chat(messages, [1, 3]), "completion")
     draft = Conversation(TokenIds(tokenizer), rendered)
     assert draft.texts == [rendered.text, "<|im_start|>assistant\n", "<|im_end|>", "<|im_start|>assistant\n"]
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "metaspace first", "metaspace always", "chatml", "zephyr"])
+@pytest.mark.parametrize("completion", ["42", " 42", "\n4", "é"])
+def test_a_completion_continues_its_prompt(name: str, completion: str) -> None:
+    """SentencePiece puts a space before every text; learnt in the middle of one, generation would write it too."""
+    tokenizer = TOKENIZERS[name]
+    sample = tokenize_row({"prompt": "A:", "completion": completion}, tokenizer)
+    whole = tokenizer("A:" + completion, add_special_tokens=False)["input_ids"]
+    opening = TokenIds(tokenizer).opening
+    assert sample.input_ids.tolist() == [*opening, *whole, tokenizer.eos_token_id]
+    learnt = [number for number, mark in enumerate(sample.loss_mask.tolist()) if mark]
+    assert learnt[0] == len(opening) + len(tokenizer("A:", add_special_tokens=False)["input_ids"])
+    assert learnt == [*range(learnt[0], len(sample.input_ids))]

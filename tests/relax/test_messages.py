@@ -53,7 +53,7 @@ def test_a_prompt_is_text_or_messages_that_end_before_the_answer() -> None:
     )
 
 
-def test_nulls_that_parquet_puts_into_every_object_are_taken_out() -> None:
+def test_keys_that_hold_null_are_taken_out_but_not_of_a_calls_arguments() -> None:
     user = {"role": "user", "content": "Hi", "tool_calls": None, "name": None}
     call = {"id": None, "function": {"name": "f", "arguments": {"city": "Rome", "query": None}}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call], "name": None}
@@ -63,7 +63,9 @@ def test_nulls_that_parquet_puts_into_every_object_are_taken_out() -> None:
         {
             "role": "assistant",
             "content": None,
-            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"city": "Rome"}}}],
+            "tool_calls": [
+                {"type": "function", "function": {"name": "f", "arguments": {"city": "Rome", "query": None}}}
+            ],
         },
     ]
     assert str(answer) == before, "the row itself is left alone"
@@ -93,6 +95,13 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1, "b":
 def test_tool_calls_come_wrapped_or_bare_with_their_arguments_in_a_string(given: dict[str, Any]) -> None:
     [_, answer] = read([USER, {"role": "assistant", "content": "", "tool_calls": [given]}]).messages
     assert answer == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
+def test_a_call_in_the_older_words_is_one_of_several() -> None:
+    answer = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1, "b": null}'}}
+    assert read([USER, answer]).messages[1] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    with pytest.raises(UserError, match="call 1 of 'function_call' of message 2 of 'messages' must have the 'name'"):
+        read([USER, {"role": "assistant", "content": "x", "function_call": {"arguments": "{}"}}])
 
 
 @pytest.mark.parametrize(
@@ -174,6 +183,9 @@ def test_turns_of_weight_0_are_read_but_not_learnt() -> None:
     assert refusal("messages", {"messages": [USER, ANSWER, USER, silent, USER, ANSWER]}) == (
         "'messages' has a turn of weight 0 between learnt ones: cut the conversation into several rows"
     )
+    call = {"from": "function_call", "value": '{"name": "f"}'}
+    turns = [{"from": "human", "value": "Hi"}, call | {"weight": 0}, {"from": "observation", "value": "x"}, call]
+    assert sharegpt(turns).answers == [3]
     assert refusal("messages", {"messages": [USER, silent]}) == (
         "every assistant turn of 'messages' has the weight 0: there is nothing to learn"
     )

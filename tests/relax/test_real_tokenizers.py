@@ -200,6 +200,18 @@ def test_sentencepiece_learns_answers_whole(sentencepiece: tuple[str, Any], answ
     check_border(tokenizer, conversation(answer)[:2])
 
 
+@pytest.mark.parametrize("completion", ["42", " 42", "Yes.", "日本", "\nx"])
+@pytest.mark.parametrize("prompt", ["Q: 6*7?\nA:", "### Response:\n"])
+def test_sentencepiece_completions_continue_their_prompt(
+    sentencepiece: tuple[str, Any], prompt: str, completion: str
+) -> None:
+    _, tokenizer = sentencepiece
+    sample = tokenize_row({"prompt": prompt, "completion": completion}, tokenizer)
+    assert sample.input_ids.tolist() == [*tokenizer(prompt + completion)["input_ids"], tokenizer.eos_token_id]
+    assert not sample.loss_mask[: len(tokenizer(prompt)["input_ids"])].any()
+    assert sample.loss_mask[len(tokenizer(prompt)["input_ids"]) :].all()
+
+
 @cache
 def mistral_encoder(name: str) -> Any:
     """Mistral's own encoder, which takes conversations to fine-tune on: they end with an answer."""

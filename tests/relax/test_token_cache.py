@@ -87,12 +87,19 @@ def test_a_second_run_does_not_tokenize_and_gets_the_same(source: Path, folder: 
     }  # fmt: skip
 
 
+def splits_special_tokens() -> Any:
+    tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>")
+    tokenizer.split_special_tokens = True  # "<|im_end|>" in a text is ten tokens
+    return tokenizer
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "options"),
     [
         (lambda: byte_tokenizer(ALPACA, eos_token="<|im_end|>"), {}),
         (lambda: byte_tokenizer(CHATML, eos_token="<|im_start|>"), {}),
         (lambda: byte_tokenizer(CHATML, eos_token="<|im_end|>", merges=[("x", "x")]), {}),
+        (splits_special_tokens, {}),
         (lambda: CHAT, {"max_length": 8}),
         (lambda: CHAT, {"max_length": 30, "truncation": "drop"}),
         (lambda: CHAT, {"train_on": "all"}),
@@ -100,7 +107,7 @@ def test_a_second_run_does_not_tokenize_and_gets_the_same(source: Path, folder: 
         (lambda: CHAT, {"format": "text"}),
         (lambda: CHAT, {"columns": {"text": "text"}}),
     ],
-    ids=["template", "eos", "merges", "max_length", "truncation", "train_on", "weights", "format", "columns"],
+    ids=["template", "eos", "merges", "split", "max_length", "truncation", "train_on", "weights", "format", "columns"],
 )
 def test_the_key_covers(source: Path, tokenizer: Callable[[], Any], options: dict[str, Any]) -> None:
     rows = load_rows(str(source))
@@ -153,6 +160,9 @@ def test_a_mixture_from_the_cache_is_one(source: Path, folder: Path, encoded: li
     rows = load_rows(f"{source}:0.75,{other}:0.25")
     fresh, made, read = (tokenize_rows(rows, CHAT, cache=cache) for cache in (None, folder, folder))
     assert encoded == [0, 1, 0, 1]
+    other_shares = tokenize_rows(load_rows(f"{source}:0.5,{other}:0.5"), CHAT, cache=folder)
+    assert encoded == [0, 1, 0, 1], "the same tokens"
+    assert (other_shares.shares, other_shares.fingerprint != made.fingerprint) == ((0.5, 0.5), True)
     for dataset in (made, read):
         equal(dataset, fresh)
         assert (dataset.shares, dataset.part_names) == (fresh.shares, fresh.part_names)

@@ -14,7 +14,7 @@ import pytest
 
 from relax.data.tokens import worker_processes
 from relax.data.tokens.worker_processes import default_workers, in_order, usable_cores
-from relax.errors import UserError
+from relax.errors import TrainingStopped, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_another_error_is_told_with_its_traceback(capfd: pytest.CaptureFixture[s
     def work(piece: int) -> float:
         return 1 / piece
 
-    with pytest.raises(RuntimeError, match="a worker process failed"):
+    with pytest.raises(TrainingStopped, match="a worker process failed"):
         list(in_order(work, 4, 2))
     assert "ZeroDivisionError" in capfd.readouterr().err
 
@@ -76,8 +76,20 @@ def test_a_killed_process_is_told() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return piece
 
-    with pytest.raises(RuntimeError, match=r"was killed by signal 9 .*out of memory"):
+    with pytest.raises(TrainingStopped, match=r"was killed by signal 9 .*out of memory"):
         list(in_order(work, 4, 2))
+
+
+def test_a_process_that_is_killed_while_it_sends_is_told() -> None:
+    def work(piece: int) -> tuple[int, bytes]:
+        return os.getpid(), b"x" * 1_000_000 * piece  # more than a pipe holds
+
+    results = in_order(work, 2, 1)
+    pid, _ = next(results)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(TrainingStopped, match=r"was killed by signal 9 .*out of memory"):
+        next(results)
 
 
 def _parent(said: int) -> None:

@@ -63,7 +63,7 @@ def test_every_row_is_trained_on_once_an_epoch(
 
 
 @pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3, "batch_size": 9, "data_workers": 1}])
-@pytest.mark.parametrize("stop", [3, 11])  # within the first epoch, and within the second
+@pytest.mark.parametrize("stop", [3, 7, 8, 11])  # within the first epoch, at its end, within the second
 def test_a_resumed_stream_goes_on_bit_for_bit(
     stop: int, settings: dict, file: Path, tmp_path: Path, make_llama: Callable, tokenizer: Any
 ) -> None:
@@ -103,10 +103,12 @@ def test_what_needs_all_lengths_or_an_end_is_refused(file: Path, make_llama: Cal
         ({"group_by_length": True}, "--group_by_length=True needs the lengths of all rows"),
         ({"packing_length": 64}, "--packing_length=64 needs the lengths of all rows"),
         ({"max_tokens_per_micro_batch": 64}, "needs the lengths of all rows"),
-        ({"schedule": "cosine"}, "give --max_steps, or --schedule=constant"),
     ):
         with pytest.raises(UserError, match=message):
             SFTTrainer(make_llama(), tokenizer, train_dataset=stream, **(QUIET | settings))
+    for begin in (SFTTrainer.train, SFTTrainer.dry_run):
+        with pytest.raises(UserError, match="--schedule=cosine .* give --max_steps, or --schedule=constant"):
+            begin(SFTTrainer(make_llama(), tokenizer, train_dataset=stream, **QUIET | {"schedule": "cosine"}))
     with pytest.raises(UserError, match="validation data must be rows at hand"):
         SFTTrainer(make_llama(), tokenizer, train_dataset=stream, val_dataset=stream, **QUIET)
 
@@ -127,3 +129,66 @@ def test_too_many_rows_without_a_target_end_the_run(tmp_path: Path, tokenizer: A
     options = EncodingOptions(max_length=4)
     with pytest.raises(TrainingStopped, match=r"training data: 1000 of 1000 rows have nothing to learn"):
         [*islice(SampleStream(open_stream(str(path)), tokenizer, options, "training data").read(0), 1)]
+
+
+@pytest.mark.parametrize("truncation", ["end", "drop"])
+def test_a_short_stream_of_which_nothing_is_left_ends_the_run_too(
+    truncation: str, tmp_path: Path, make_llama: Callable, tokenizer: Any
+) -> None:
+    """Lightning would begin one empty epoch after another, without end."""
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt": "1111111111>", "completion": "1"}\n' * 20)
+    with pytest.raises(TrainingStopped, match=r"training data: none of 20 rows has something to learn"):
+        fit(make_llama(), tokenizer, path, max_length=4, truncation=truncation, max_steps=4, max_epochs=-1)
+
+
+def test_a_short_stream_is_held_to_the_share_as_well(tmp_path: Path, tokenizer: Any) -> None:
+    rows = ['{"prompt": "1111111111>", "completion": "1"}\n', '{"prompt": "1>", "completion": "1"}\n']
+    path = tmp_path / "half.jsonl"
+    path.write_text("".join(rows * 10))
+    stream = SampleStream(open_stream(str(path)), tokenizer, EncodingOptions(max_length=4), "rows", shuffle_buffer=1)
+    with pytest.raises(TrainingStopped, match="10 of 20 rows have nothing to learn"):
+        [*stream.read(0)]
+    assert len([*stream.read(0, skip=18)]) == 1, "two rows are too few to judge by"
+
+
+def test_a_lightning_trainer_of_the_users_own_says_where_a_stream_ends(
+    file: Path, make_llama: Callable, tokenizer: Any
+) -> None:
+    rates: list[float] = []
+
+    class Rates(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    module = SFTTrainer(
+        make_llama(), tokenizer, train_dataset=open_stream(str(file)), batch_size=8, schedule="linear", learning_rate=1
+    )
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(max_steps=4, callbacks=[Rates()], **options).fit(module)
+    assert rates == [1, 0.75, 0.5, 0.25]
+    with pytest.raises(UserError, match="--schedule=linear .* need to know the end"):
+        L.Trainer(max_epochs=1, **options).fit(module)
+
+
+def test_other_options_of_reading_are_another_stream(
+    file: Path, tmp_path: Path, make_llama: Callable, tokenizer: Any
+) -> None:
+    folder = tmp_path / "checkpoints"
+    fit(make_llama(), tokenizer, file, max_steps=3, callbacks=[Checkpoint(folder)])
+    with pytest.raises(UserError, match="can only be resumed with the same data: .*max_length=1024.*max_length=12"):
+        fit(make_llama(), tokenizer, file, max_length=12, resume=str(next(folder.glob("*.ckpt"))))
+
+
+def test_what_has_no_effect_on_a_stream_is_told(
+    file: Path, make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    stream = open_stream(str(file))
+    for settings, message in (
+        ({"data_workers": 2}, "--data_workers=2: a stream is read by one process"),
+        ({"tokenize_workers": 2}, "--tokenize_workers=2 has no effect on streamed data"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            SFTTrainer(make_llama(), tokenizer, train_dataset=stream, **(QUIET | settings))
+    with pytest.warns(UserWarning, match="only where the stream ends, which step 2 may come before"):
+        fit(make_llama(), tokenizer, file, max_steps=2, val_dataset=unequal_rows(4))

@@ -1,5 +1,6 @@
 """The base trainer's life cycle: train(), modes, schedules, optimizers, settings that are refused."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -190,6 +191,10 @@ REFUSED = [
     ({"batch_size": 9, "micro_batch_size": 2}, "devices x accumulate_grad_batches x micro_batch_size, got 9"),
     ({"batch_size": 9, "devices": 2}, "divisible by the number of devices, got 9 over 2; try --batch_size=10"),
     ({"batch_size": 8, "accumulate_grad_batches": 3}, "got 8 against 1 x 3 x 2"),
+    (
+        {"packing_length": 200, "max_tokens_per_micro_batch": 100},
+        "--max_tokens_per_micro_batch=100 must hold a packed sequence, got --packing_length=200",
+    ),
     ({"leaning_rate": 1e-3}, "unknown argument leaning_rate; did you mean learning_rate"),
     ({"accelerator": "gpu", "devices": 64}, "Lightning refuses a setting: .*"),
     ({"precision": "17"}, "Lightning refuses a setting: .*17"),
@@ -213,6 +218,18 @@ def test_settings_without_effect_are_told(make_trainer: Callable, tmp_path: Any)
         make_trainer(min_lr_ratio=0.1, schedule="constant")
     with pytest.warns(UserWarning, match="no checkpoint will be written"):
         make_trainer(output_dir=tmp_path)
+    for settings, message in (
+        (
+            {"optimizer": "adafactor", "betas": (0.9, 0.95)},
+            r"--betas=\(0.9, 0.95\) has no effect with --optimizer=",
+        ),
+        ({"overwrite": True}, "--overwrite has no effect without --output_dir"),
+        ({"max_length": 12}, "--max_length=12 has no effect on tokenized data"),
+        ({"shuffle_buffer": 5}, "--shuffle_buffer=5 has no effect on data that are not streamed"),
+        ({"max_length": None, "truncation": "drop"}, "--truncation=drop has no effect without --max_length"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            make_trainer(**settings)
 
 
 def test_a_frozen_model_is_refused(make_trainer: Callable, make_llama: Callable) -> None:
@@ -313,6 +330,60 @@ def test_a_lightning_trainer_of_the_users_own_and_settings_that_it_does_not_see(
     module = make_trainer(max_epochs=3, callbacks=[Modes()])
     with pytest.warns(UserWarning, match="max_epochs, callbacks: no effect with a lightning.Trainer of your own"):
         L.Trainer(max_epochs=1, **options).fit(module)
+
+
+OWN: dict[str, Any] = {
+    **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
+    "max_epochs": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fast_dev_run": True}, "fast_dev_run=True of the lightning.Trainer cuts an optimizer step apart"),
+        ({"limit_val_batches": 1}, "limit_val_batches=1 of the lightning.Trainer cuts the validation apart"),
+        ({"limit_train_batches": 3}, "limit_train_batches=3 of the lightning.Trainer must end with an optimizer step"),
+        ({"limit_train_batches": 0.5}, "limit_train_batches=0.5 of the lightning.Trainer must end with an optimizer"),
+        ({"val_check_interval": 1}, "val_check_interval=1 of the lightning.Trainer must end with an optimizer step"),
+        ({"max_epochs": -1, "max_time": {"seconds": 5}}, "--schedule=cosine .* need to know the end"),
+    ],
+)
+def test_what_a_lightning_trainer_of_the_users_own_would_cut_apart_is_refused(
+    options: dict, message: str, make_trainer: Callable, unequal_rows: Callable
+) -> None:
+    module = make_trainer(micro_batch_size=4, val_dataset=unequal_rows(4))
+    with pytest.raises(UserError, match=message):
+        L.Trainer(**OWN | {"accumulate_grad_batches": 2} | options).fit(module)
+
+
+def test_a_lightning_trainer_of_the_users_own_validates_between_steps(
+    make_trainer: Callable, unequal_rows: Callable
+) -> None:
+    module = make_trainer(micro_batch_size=4, val_dataset=unequal_rows(4))
+    trainer = L.Trainer(**OWN, accumulate_grad_batches=2, val_check_interval=2, limit_train_batches=4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the validation data are never used")
+        trainer.fit(module)
+    assert trainer.global_step == 2
+    assert trainer.callback_metrics["val/loss"].isfinite()
+
+
+def test_a_budget_overrules_another_accumulation_and_says_so(make_trainer: Callable) -> None:
+    with pytest.warns(UserWarning, match="accumulate_grad_batches=7 of the lightning.Trainer: no effect, .*=100 makes"):
+        L.Trainer(**OWN, accumulate_grad_batches=7).fit(make_trainer(max_tokens_per_micro_batch=100))
+
+
+@pytest.mark.parametrize("cut", [{"micro_batch_size": 4}, {"max_tokens_per_micro_batch": 100}, {"packing_length": 90}])
+def test_validate_alone_needs_no_end_and_no_accumulation(
+    cut: dict, make_trainer: Callable, unequal_rows: Callable
+) -> None:
+    options = {name: value for name, value in OWN.items() if name != "max_epochs"}
+    found = [
+        L.Trainer(**options).validate(make_trainer(val_dataset=unequal_rows(9), **each), verbose=False)[0]["val/loss"]
+        for each in (cut, {})
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_validate_alone_gives_the_figures(make_trainer: Callable, unequal_rows: Callable) -> None:

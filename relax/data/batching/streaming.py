@@ -75,7 +75,7 @@ class SampleStream:
     @property
     def fingerprint(self) -> str:
         """What the order and the content of the samples depend on."""
-        return f"stream {self.rows.identity} shuffled by {self.shuffle_buffer}"
+        return f"stream {self.rows.identity} shuffled by {self.shuffle_buffer}, read with {self.options}"
 
     def read(self, epoch: int, skip: int = 0) -> Iterator["Read"]:
         """The samples of an epoch, after its first ``skip`` rows.
@@ -85,19 +85,30 @@ class SampleStream:
             TrainingStopped: too many rows have nothing to learn.
         """
         encoder = RowEncoder(self.first_row, self.tokenizer, self.options, self.where)
-        read, dropped = skip, 0
+        read, kept, dropped, reason = skip, 0, 0, ""
         numbers: deque[int] = deque()
         for encoded in encoder.encode(self._shuffled(epoch, skip, numbers)):
             read, number = read + 1, numbers.popleft()
             if encoded.sample is not None:
+                kept += 1
                 yield Read(encoded.sample, number, read)
                 continue
-            dropped += encoded.reason not in ASKED_FOR
-            if read - skip >= _SURE and dropped > self.max_dropped_share * (read - skip):
-                raise TrainingStopped(
-                    f"{self.where}: {dropped} of {read - skip} rows have nothing to learn ({encoded.reason}, for "
-                    f"example), more than --max_dropped_share={self.max_dropped_share} allows"
-                )
+            reason = encoded.reason
+            dropped += reason not in ASKED_FOR
+            if read - skip >= _SURE:
+                self._check_dropped(dropped, read - skip, reason)
+        if skip:  # what is left after a resume may be too little to judge by
+            return
+        if not kept:
+            raise TrainingStopped(f"{self.where}: none of {read} rows has something to learn ({reason}, for example)")
+        self._check_dropped(dropped, read, reason)
+
+    def _check_dropped(self, dropped: int, read: int, reason: str) -> None:
+        if dropped > self.max_dropped_share * read:
+            raise TrainingStopped(
+                f"{self.where}: {dropped} of {read} rows have nothing to learn ({reason}, for example), "
+                f"more than --max_dropped_share={self.max_dropped_share} allows"
+            )
 
     def sample(self, count: int) -> TokenizedDataset:
         """The first ``count`` rows of the stream, for a look at them.

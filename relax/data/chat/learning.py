@@ -88,14 +88,15 @@ class ChatRenderer:
     def _marked_spans(self, chat: Chat, text: str, marks: list[Span]) -> list[Span]:
         """The spans that the template's own markers give, less those of turns that are not to be learnt.
 
-        End-of-turn tokens right behind a span belong to it: without them the model would never learn to stop. What they
-        are is seen behind the last answer, where no next turn can begin.
+        End-of-turn tokens right behind a span, or behind white space, belong to it: without them the model would never
+        learn to stop. What they are is seen behind the last answer, where no next turn can begin.
         """
         if not marks:
             return []
-        closing = text[marks[-1][1] :].rstrip()
+        behind = text[marks[-1][1] :]
+        closing = behind.strip()
         token = self._token.match(closing)
-        end_of_turn = token[0] if token else ""
+        end_of_turn = behind[: behind.index(closing) + token.end()] if token else ""
         begin = self._begin_of_learnt(chat, text)
         spans = []
         for start, end in marks:

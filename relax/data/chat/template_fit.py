@@ -5,8 +5,10 @@ from typing import Any
 
 from relax.data.chat.template import OTHER_TEMPLATE, ChatTemplate, TemplateFails
 from relax.data.examples import Chat, Message
+from relax.data.formats.messages import THOUGHT_KEYS
 from relax.errors import UserError
 
+_END_OF_THOUGHT = "</think>"
 _PLAIN_ROLES = {"system", "user", "assistant"}
 
 
@@ -24,14 +26,16 @@ def tool_forms(messages: list[Message]) -> list[list[Message]]:
 
 
 def check_nothing_left_out(template: ChatTemplate, chat: Chat, text: str) -> None:
-    """Refuse a conversation of which the template does not write the tools, a tool call, or a turn that is read.
+    """Refuse a conversation of which the template does not write the tools, a tool call, a turn or the last thought.
+
+    Thoughts of earlier answers are taken out by most templates that know any: generation does not see them either.
 
     ``text`` is what the template wrote. Unless that plainly holds everything, each thing to write gets a name of its
     own, and the conversation is written once more: what is left out is found even if something else says the same.
 
     Raises:
         TemplateFails: it leaves out a tool call.
-        UserError: it leaves out a turn, or the tools.
+        UserError: it leaves out a turn or an answer's text, the tools, or the last answer's thought.
     """
     if _is_plainly_there(chat, text):
         return
@@ -43,28 +47,51 @@ def check_nothing_left_out(template: ChatTemplate, chat: Chat, text: str) -> Non
             "the chat template does not show the row's tools to the model; "
             f"{OTHER_TEMPLATE}, or remove the column 'tools'"
         )
-    for at, message in enumerate(chat.messages):
-        if any(_label(at, call) not in written for call in range(len(message.get("tool_calls", [])))):
-            raise TemplateFails(f"the chat template leaves out a tool call of message {at + 1}; {OTHER_TEMPLATE}")
-        if _is_read(message) and _label(at) not in written:
-            raise UserError(
-                f"the chat template leaves out message {at + 1}, of the role {message['role']!r}; "
-                f"{OTHER_TEMPLATE}, or remove such turns"
-            )
+    for at in range(len(chat.messages)):
+        _check_turn(chat, at, written)
+
+
+def _check_turn(chat: Chat, at: int, written: str) -> None:
+    message = chat.messages[at]
+    if any(_label(at, call) not in written for call in range(len(message.get("tool_calls", [])))):
+        raise TemplateFails(f"the chat template leaves out a tool call of message {at + 1}; {OTHER_TEMPLATE}")
+    if _must_be_there(chat, at) and _says(message) and _label(at) not in written:
+        if "tool_calls" in message:
+            what, advice = f"what message {at + 1} says beside its tool calls", "remove that text"
+        else:
+            what, advice = f"message {at + 1}, of the role {message['role']!r}", "remove such turns"
+        raise UserError(f"the chat template leaves out {what}; {OTHER_TEMPLATE}, or {advice}")
+    is_last_answer = at == chat.answers[-1] == len(chat.messages) - 1
+    if is_last_answer and _thinks(message) and _label(at, "thought") not in written:
+        raise UserError(
+            f"the chat template leaves out the thought of message {at + 1}; {OTHER_TEMPLATE}, or remove the thoughts"
+        )
 
 
 def _is_plainly_there(chat: Chat, text: str) -> bool:
-    """Whether there are no tools about, and every turn is in the text word for word."""
+    """Whether there are no tools and no thoughts about, and every turn is in the text word for word."""
     return not chat.tools and all(
         message["role"] in _PLAIN_ROLES
         and "tool_calls" not in message
-        and (message["role"] == "assistant" or message["content"].strip() in text)
-        for message in chat.messages
+        and not _thinks(message)
+        and (not _must_be_there(chat, at) or message["content"].strip() in text)
+        for at, message in enumerate(chat.messages)
     )
 
 
-def _is_read(message: Message) -> bool:
-    return message["role"] != "assistant" and bool((message.get("content") or "").strip())
+def _must_be_there(chat: Chat, at: int) -> bool:
+    """Whether this turn is an answer to learn, or somebody else's."""
+    return at in chat.answers or chat.messages[at]["role"] != "assistant"
+
+
+def _says(message: Message) -> bool:
+    return bool((message.get("content") or "").strip())
+
+
+def _thinks(message: Message) -> bool:
+    """Whether the turn holds a thought, beside its content or at the beginning of it."""
+    beside = any(message.get(key, "").strip() for key in THOUGHT_KEYS)
+    return beside or _END_OF_THOUGHT in (message.get("content") or "")
 
 
 def _label(*place: object) -> str:
@@ -73,8 +100,12 @@ def _label(*place: object) -> str:
 
 
 def _labelled(message: Message, at: int) -> Message:
-    """The turn with a label for its content if it is read, and for the name of each function it calls."""
-    labelled = {**message, "content": _label(at)} if _is_read(message) else dict(message)
+    """The turn with a label for its content, for its thought, and for the name of each function it calls."""
+    labelled, thought = dict(message), _label(at, "thought")
+    if _says(message):
+        within = f"<think>\n{thought}\n{_END_OF_THOUGHT}\n\n" if _END_OF_THOUGHT in message["content"] else ""
+        labelled["content"] = within + _label(at)
+    labelled |= {key: thought for key in THOUGHT_KEYS if message.get(key, "").strip()}
     if "tool_calls" in message:
         labelled["tool_calls"] = [_with_name(call, _label(at, n)) for n, call in enumerate(message["tool_calls"])]
     return labelled

@@ -94,27 +94,34 @@ def parsed(text: str, where: str) -> Any:
         thing = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is a string that is not JSON ({error})") from None
-    _check_depth(thing, where)
+    check_depth(thing, where)
     return thing
 
 
 def without_nulls(thing: Any, where: str) -> Any:
-    """A copy without the keys that hold ``None``: Parquet gives every object the keys of every other one.
+    """A copy without the keys that hold ``None``; the arguments of a tool call stay, where null is a value.
+
+    (A source that gives every object the keys of every other one takes those out itself.)
 
     Raises:
         UserError: nested deeper than a template could write it; the message begins with ``where``.
     """
-    _check_depth(thing, where)
+    check_depth(thing, where)
     return _pruned(thing)
 
 
 def _pruned(thing: Any) -> Any:
     if isinstance(thing, Mapping):
-        return {key: _pruned(item) for key, item in thing.items() if item is not None}
+        return {k: item if k == "arguments" else _pruned(item) for k, item in thing.items() if item is not None}
     return [_pruned(item) for item in thing] if isinstance(thing, list) else thing
 
 
-def _check_depth(thing: Any, where: str) -> None:
+def check_depth(thing: Any, where: str) -> None:
+    """Refuse what a template could not write.
+
+    Raises:
+        UserError: it is nested too deep; the message begins with ``where``.
+    """
     if _is_deep(thing, _DEEPEST):
         raise UserError(f"{where} is nested more than {_DEEPEST} levels deep")
 

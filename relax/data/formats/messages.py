@@ -20,7 +20,7 @@ SHAREGPT_ROLES = {
     **dict.fromkeys(("observation", "function_response", "tool_response"), "tool"),
 }
 _WRITTEN_CALLS = ("function_call", "tool_call")
-_TEXT_KEYS = ("reasoning_content", "reasoning", "thinking")  # templates write them as they write the content
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # templates write them as they write the content
 _TURN_WEIGHTS = ("weight", "train")  # the OpenAI interface's word for it, and axolotl's
 
 
@@ -100,13 +100,15 @@ def _message(message: Message, where: str) -> Message:
     """The turn, checked and in one shape."""
     _check_role(message, where)
     calls = read_calls(message.pop("tool_calls", []), f"'tool_calls' of {where}")
+    if (call := message.pop("function_call", None)) is not None:  # what one call was before there could be several
+        calls += read_calls([call], f"'function_call' of {where}")
     if calls and message["role"] != "assistant":
         raise UserError(f"{where} has 'tool_calls' and the role {message['role']!r}: only the assistant calls tools")
     if calls:
         message["tool_calls"] = calls
     # A call without text has the content None, as the OpenAI interface gives it.
     message["content"] = None if calls and "content" not in message else _text(message.get("content"), where)
-    for key in _TEXT_KEYS:
+    for key in THOUGHT_KEYS:
         if key in message and not isinstance(message[key], str):
             raise UserError(f"{where} must have a string {key!r}, got {kind(message[key])}")
     return message
@@ -121,13 +123,13 @@ def _object(turn: Any, where: str) -> Message:
 
 def _translated(turn: Message, where: str) -> Message:
     """A ShareGPT turn in our words."""
-    role, content = turn.pop("from", turn.get("role")), turn.pop("value", turn.get("content"))
+    role, content = turn.pop("from", turn.get("role")), turn.pop("value", turn.pop("content", None))
     if not isinstance(role, str) or not role:
         raise UserError(f"{where} must have a 'from' such as 'human' or 'gpt', got {kind(role)}")
     if role not in SHAREGPT_ROLES:
         raise _unknown_role(role, SHAREGPT_ROLES, where)
     if role in _WRITTEN_CALLS:
-        return {"role": "assistant", "tool_calls": read_written_calls(content, where)}
+        return {**turn, "role": "assistant", "tool_calls": read_written_calls(content, where)}
     return {**turn, "role": SHAREGPT_ROLES[role], "content": content}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relax.data.examples import Row, Tool
-from relax.data.formats.cells import kind, parsed, shown, without_nulls
+from relax.data.formats.cells import check_depth, kind, parsed, shown
 from relax.errors import UserError
 
 
@@ -58,7 +58,8 @@ def read_written_calls(text: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _schema(tool: Any, where: str) -> Tool:
-    schema = parsed(tool, where) if isinstance(tool, str) else without_nulls(tool, where)
+    schema = parsed(tool, where) if isinstance(tool, str) else tool
+    check_depth(schema, where)
     if not isinstance(schema, dict) or not schema:
         raise UserError(f"{where} must be a JSON schema (an object), got {kind(schema)}")
     return schema

@@ -4,6 +4,7 @@ Data sets whose loading runs code of their own are refused (the library no longe
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from relax.data.examples import Row
 from relax.data.rows import Rows
+from relax.data.sources.columnar import as_written
+from relax.data.sources.files import SUFFIXES
 from relax.data.sources.json_text import first_line
 from relax.data.sources.names import nearest_file
 from relax.errors import UserError
@@ -20,7 +23,10 @@ from relax.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+_ABOUT = ("dataset_info.json", "dataset_infos.json")
 Loaded: TypeAlias = "Dataset | IterableDataset"
+# What the library lets through of a file that is not as it should be: empty, without a key, with code, with odd cells.
+_OF_BAD_FILES = (OSError, ValueError, RuntimeError, LookupError, OverflowError, StopIteration)
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,12 @@ class DatasetRows:
         return len(self.dataset)
 
     def __getitem__(self, index: int, /) -> Row:
-        row: Row = self.dataset[index]
-        return row
+        index = range(len(self))[index]
+        with _loading(self.name, f"row {index + 1} cannot be read"):
+            return as_written(self.dataset[index])
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self.dataset)
+        return _each(iter(self.dataset), self.name, 1)
 
     def place(self, index: int) -> str:
         """``org/name:row 17``."""
@@ -69,9 +76,31 @@ def open_folder(path: Path, split: str, name: str | None, *, streaming: bool = F
 
     with _loading(str(path), "cannot be loaded"):
         try:
-            return datasets.load_dataset(str(path.resolve()), name, split=split, streaming=streaming)
+            found = datasets.load_dataset(str(path.resolve()), name, split=split, streaming=streaming)
         except datasets.data_files.EmptyDatasetError:
             raise UserError(f"{path}: a folder without a data file in it") from None
+        _warn_of_files_left_out(path)
+    return found
+
+
+def _warn_of_files_left_out(path: Path) -> None:
+    """The library reads files of one kind, and if some are named after a split only those; it does not say so."""
+    if (path / "README.md").exists():  # may say which files belong to which configuration
+        return
+    import datasets
+
+    root = path.resolve()
+    splits = datasets.load_dataset_builder(str(root)).config.data_files
+    read = {Path(file) for files in splits.values() for file in files}
+    there = {file for suffix in SUFFIXES for file in root.rglob(f"*{suffix}") if file.name not in _ABOUT}
+    names = sorted(str(file.relative_to(root)) for file in there - read)
+    if left_out := [name for name in names if not name.startswith(".")]:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        warnings.warn(
+            f"{path}: the files of no split are left out, here {left_out[0]}{more}; to read files whatever their "
+            f"names, give a pattern such as {path}/*{Path(left_out[0]).suffix}",
+            stacklevel=2,
+        )
 
 
 def open_hub(source: str, split: str, name: str | None, *, streaming: bool = False) -> Loaded:
@@ -98,13 +127,18 @@ def stream_rows(dataset: "IterableDataset", name: str, skip: int) -> Iterator[tu
     Raises:
         UserError: the next rows (the library reads several at a time) cannot be fetched or decoded.
     """
-    rows = iter(dataset.skip(skip) if skip else dataset)
-    for number in count(skip + 1):
+    rows = _each(iter(dataset.skip(skip) if skip else dataset), name, skip + 1)
+    return ((f"{name}:row {number}", row) for number, row in enumerate(rows, skip + 1))
+
+
+def _each(rows: Iterator[Row], name: str, first: int) -> Iterator[Row]:
+    """The rows, of which the next one is number ``first``."""
+    for number in count(first):
         with _loading(name, f"the rows from number {number} on cannot be read"):
             row = next(rows, None)
         if row is None:
             return
-        yield f"{name}:row {number}", row
+        yield as_written(row)
 
 
 def _open_saved(path: Path, split: str, name: str | None) -> Loaded:
@@ -131,5 +165,5 @@ def _loading(name: str, failure: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, *_OF_BAD_FILES) as error:
         raise UserError(f"{name}: {failure} ({first_line(error.__cause__ or error)})") from None

@@ -77,8 +77,8 @@ class Mixture:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the parts' names and fingerprints, and of the shares."""
-        return digest("mixture", self.joined.fingerprint, *self.part_names, *map(repr, self.shares))
+        """Of the parts' fingerprints; names and shares change no row, so other shares need no new tokens."""
+        return digest("mixture", self.joined.fingerprint)
 
     def parts_of(self, indices: Int64) -> Int16:
         """Which part each of the rows at ``indices`` belongs to."""

@@ -62,6 +62,8 @@ def find(name: str) -> Place:
     try:
         if path.is_dir():
             return Folder(path)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: a pipe or a device, which cannot be read twice: write it to a file")
         if path.exists():
             return Files((path,))
         if _PATTERN.search(name):
@@ -103,7 +105,8 @@ def nearest_file(path: Path) -> str:
 
 def _matching(pattern: str) -> tuple[Path, ...]:
     found = glob.glob(str(_path(pattern)), recursive=True)  # noqa: PTH207, Path.glob takes no absolute ones
-    paths = tuple(path for path in map(Path, sorted(found)) if path.is_file())
+    # Two `**` find a file more than once. A link to nothing is not passed over: opening it tells.
+    paths = tuple(path for path in map(Path, sorted({*found})) if not path.is_dir())
     if not paths:
         raise UserError(f"{pattern}: no file fits this pattern")
     return paths

@@ -37,7 +37,7 @@ def open_stream(source: str, split: str = "train", *, name: str | None = None) -
     ``datasets``: nothing is copied to this machine first.
 
     Raises:
-        UserError: as ``load_rows``; nothing but the first row of each part is read here.
+        UserError: as ``load_rows``; nothing but the first row of each file is read here.
     """
     mixed = weighted_parts(source)
     sources = tuple(_open_part(part.name, split, name) for part in mixed)
@@ -51,25 +51,31 @@ def _open_part(source: str, split: str, name: str | None) -> Source:
     found = find(source)
     if isinstance(found, Files):
         files = tuple(_open_file(path, split, name) for path in found.paths)
-        stream: Source = files[0] if len(files) == 1 else Chained(files)
-    elif isinstance(found, Folder):
-        stream = _of_library(open_folder(found.path, split, name, streaming=True), source, split, name)
+        return files[0] if len(files) == 1 else Chained(files)
+    if isinstance(found, Folder):
+        loaded = open_folder(found.path, split, name, streaming=True)
     else:
-        stream = _of_library(open_hub(source, split, name, streaming=True), source, split, name)
-    if next(stream.unread(), None) is None:
-        raise UserError(f"{source}: the split {split!r} holds no rows")
-    return stream
+        loaded = open_hub(source, split, name, streaming=True)
+    return _not_empty(_of_library(loaded, source, split, name), f"{source}: the split {split!r} holds no rows")
 
 
 def _open_file(path: Path, split: str, name: str | None) -> Source:
     check_file_split(path, split, name)
     kind = file_kind(path)
     if kind in LAYOUTS:
-        return LineStream(Stamped.now(path), kind)
-    if kind == ".parquet":
-        return ParquetStream(open_parquet(path))
-    rows = read_json_file(path)
-    return PositionStream(rows, rows.fingerprint)
+        stream: Source = LineStream(Stamped.now(path), kind)
+    elif kind == ".parquet":
+        stream = ParquetStream(open_parquet(path))
+    else:
+        rows = read_json_file(path)
+        stream = PositionStream(rows, rows.fingerprint)
+    return _not_empty(stream, f"{path}: the file holds no rows")
+
+
+def _not_empty(stream: Source, otherwise: str) -> Source:
+    if next(stream.unread(), None) is None:
+        raise UserError(otherwise)
+    return stream
 
 
 def _of_library(loaded: Loaded, source: str, split: str, name: str | None) -> Source:

@@ -15,7 +15,7 @@ from relax.data.tokens.encoding import EncodingOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """To be raised with every change of the code that gives other tokens or masks for the same rows."""
 
 
@@ -45,5 +45,6 @@ def _describe(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
         "class": type(tokenizer).__name__,
         "backend": backend,
         "special": tokenizer.special_tokens_map,
+        "split_special": tokenizer.split_special_tokens,  # not in the backend's text
         "template": tokenizer.chat_template,
     }

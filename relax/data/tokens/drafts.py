@@ -1,7 +1,8 @@
 """A row on its way to a sample: which texts of it are to be tokenized, and how their ids are put together.
 
-Prompt and completion are joined as ids, not as text, so the boundary is exact and equals what generation sees. A
-conversation is tokenized whole, as the template writes it, and cut at the spans to learn.
+Prompt and completion are joined as ids, not as text, so the boundary is exact and equals what generation sees; the
+completion is tokenized as what continues a text. A conversation is tokenized whole, as the template writes it, and cut
+at the spans to learn.
 """
 
 from bisect import bisect_right
@@ -36,14 +37,17 @@ class PlainText:
     """Prompt and completion."""
 
     def __init__(self, tokenizer: TokenIds, text: Text, learn_all: bool):
-        self.tokenizer, self.learn_all = tokenizer, learn_all
-        self.texts = [*text]
+        self.tokenizer, self.text, self.learn_all = tokenizer, text, learn_all
+        self.lead = tokenizer.lead if text.prompt else ""
+        self.texts = [text.prompt, self.lead + text.completion]
 
     def sample(self, ids: list[Ids]) -> Sample:
         """The ids the tokenizer itself opens a text with, prompt, completion, eos; neither opening nor eos twice."""
         prompt, completion = ids
-        if self.texts[1] and not completion:
-            raise _no_token(self.texts[1])
+        if self.lead:
+            completion = self.tokenizer.behind_lead(self.text.completion, completion)
+        if self.text.completion and not completion:
+            raise _no_token(self.text.completion)
         opening, eos = self.tokenizer.opening, self.tokenizer.stop
         read = prompt if (prompt + completion)[: len(opening)] == opening else opening + prompt
         learnt = completion + (eos if completion and completion[-1:] != eos else [])

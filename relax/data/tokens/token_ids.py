@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids: TypeAlias = list[int]
+_LINE_FEED = "\n"
 
 
 class TokenIds:
@@ -63,6 +64,28 @@ class TokenIds:
         """Finds the tokens of :attr:`added` in a text, the longest one at each place."""
         longest_first = sorted(filter(None, self.added), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    @cached_property
+    def lead(self) -> str:
+        """What to tokenize a text behind if it continues another: nothing, or a line feed whose ids are then taken off.
+
+        SentencePiece puts a space before every text, which one that continues another does not have.
+        """
+        for letter in ascii_letters + digits:
+            behind, lead, bare = self.tokenize([_LINE_FEED + letter, _LINE_FEED, letter])
+            if behind == lead + bare:
+                return ""
+        return _LINE_FEED
+
+    def behind_lead(self, text: str, ids: Ids) -> Ids:
+        """The ids of ``text``, from those of the same behind :attr:`lead`."""
+        if ids[: len(self._lead_ids)] == self._lead_ids:
+            return ids[len(self._lead_ids) :]
+        return self.tokenize([text])[0]  # a token holds the lead and more
+
+    @cached_property
+    def _lead_ids(self) -> Ids:
+        return self.tokenize([self.lead])[0]
 
     @cached_property
     def opening(self) -> Ids:

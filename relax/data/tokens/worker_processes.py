@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess, SpawnProcess
 from typing import Any, TypeVar
 
-from relax.errors import UserError
+from relax.errors import TrainingStopped, UserError
 
 T = TypeVar("T")
 _CAN_FORK = sys.platform == "linux"  # elsewhere a fork of a process with threads is not safe
@@ -38,7 +38,7 @@ def in_order(work: Callable[[int], T], count: int, workers: int) -> Generator[T]
 
     Raises:
         UserError: what ``work`` raised, as if it had been called here.
-        RuntimeError: a process died, of another error or killed by the system.
+        TrainingStopped: a process died, of another error or killed by the system.
     """
     if workers == 0:
         yield from map(work, range(count))
@@ -85,11 +85,11 @@ def _run(work: Callable[[int], Any], pieces: range, results: Connection, inherit
 def _receive(reader: Connection, process: ForkProcess | SpawnProcess) -> Any:
     try:
         result = reader.recv()
-    except EOFError:
+    except (EOFError, OSError):  # the latter: it died while it sent
         process.join()
         code = process.exitcode or 0
         died = f"was killed by signal {-code}" if code < 0 else "failed"
-        raise RuntimeError(
+        raise TrainingStopped(
             f"a worker process {died} (its own message, if any, stands above; 9 often means: out of memory)"
         ) from None
     if isinstance(result, UserError):

@@ -1,0 +1,70 @@
+"""What Lightning iterates: a loader of training batches that can be resumed, and the held-out rows as one step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relax import causal_lm
+from relax.data.batching.epoch import BatchBuilder, EpochBatches, PlannedBatches
+from relax.data.batching.loader import BatchSource, Bookmark, ResumableLoader
+from relax.data.batching.planning import Step
+from relax.data.batching.streaming import StreamedBatches
+from relax.data.tokens.tokenized import TokenizedDataset
+from relax.lightning_loop import micro_batches_done
+from trainers.dry_run import LargestStep
+
+if TYPE_CHECKING:
+    from trainers.trainer import Trainer
+
+# A run can only be continued with these as they were: they shape the order of the data or the optimizer's state.
+BOUND = (
+    *("batch_size", "packing_length", "group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
+    *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
+)
+
+
+def training_loader(
+    trainer: "Trainer",
+    batches: PlannedBatches | StreamedBatches,
+    *,
+    rehearses: bool,
+    bookmark: Callable[[], Bookmark | None],
+) -> ResumableLoader:
+    """The micro-batches of this rank, from ``bookmark`` on; in a rehearsal, those of the largest step."""
+    source: BatchSource = batches
+    if rehearses and isinstance(batches, PlannedBatches):
+        source = LargestStep(batches)
+    return ResumableLoader(
+        source,
+        epoch=lambda: trainer.current_epoch,
+        processed=lambda: micro_batches_done(trainer.trainer),
+        resume=bookmark,
+        identity=_identity(trainer, batches.builder),
+        workers=trainer.data_workers,
+        pin_memory=trainer.device.type == "cuda",
+    )
+
+
+def _identity(trainer: "Trainer", builder: BatchBuilder) -> dict[str, Any]:
+    """What a place in the data depends on."""
+    layout = builder.layout
+    return {
+        "data": trainer.train_data.fingerprint,
+        "seed": trainer.seed,
+        "micro_batch_size": layout.micro_batch_size,
+        "max_tokens_per_micro_batch": layout.max_tokens,
+        "number of devices": layout.world_size,
+        **{name: trainer.hparams[name] for name in BOUND},
+        # With a budget of tokens it also depends on how many epochs there are, and on padding.
+        "number of micro-batches a step": layout.accumulate,
+        "frozen weights": causal_lm.frozen_digest(trainer.model),
+    }
+
+
+def validation_batches(data: TokenizedDataset, builder: BatchBuilder) -> EpochBatches:
+    """The held-out rows of this rank, as one step over the whole set."""
+    rows = np.arange(len(data))
+    everything = Step(rows, rows)
+    return EpochBatches(data, [everything], replace(builder, layout=builder.layout.whole(everything, data.lengths)))

@@ -1,0 +1,47 @@
+"""A trainer's optimizer and schedule, from its settings."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
+from relax.optimizers import build_optimizer, build_schedule, parameter_groups
+
+if TYPE_CHECKING:
+    from trainers.trainer import Trainer
+
+
+def optimization(trainer: "Trainer", *, steps: float, rehearses: bool) -> OptimizerLRSchedulerConfig:
+    """For a run of so many optimizer steps, which the schedule counts.
+
+    Raises:
+        UserError: nothing is trainable, or a callable gives no optimizer.
+    """
+    optimizer = build_optimizer(
+        trainer.optimizer,
+        parameter_groups(trainer.model, trainer.weight_decay),
+        learning_rate=trainer.learning_rate,
+        betas=trainer.betas,
+        # A fused optimizer unscales fp16 gradients inside its step, after they are clipped, measured and logged.
+        fused=trainer.trainer.precision != "16-mixed",
+    )
+    warmup_steps = trainer.warmup_steps or (round(trainer.warmup_ratio * steps) if trainer.warmup_ratio else 0)
+    if warmup_steps and warmup_steps >= steps and not rehearses:
+        warnings.warn(f"the warm-up of {warmup_steps} steps is not over when the run ends, at {steps}", stacklevel=3)
+    scheduler = build_schedule(
+        optimizer,
+        trainer.schedule,
+        total_steps=steps,
+        warmup_steps=warmup_steps,
+        min_ratio=trainer.min_lr_ratio,
+        decay_ratio=trainer.decay_ratio or 0.3,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def norm_is_exact(trainer: L.Trainer) -> bool:
+    """Whether gradients are whole and unscaled; sharded ones, or those of fp16, are Lightning's to clip."""
+    plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+    return plain and trainer.precision != "16-mixed"
