@@ -162,9 +162,9 @@ def audit_batches(batches: PlannedBatches | StreamedBatches, tokenizer: Any, *, 
     epoch, data = batches.epoch(0), batches.plan.data
     # A mixture's shares show in the whole epoch only; how full micro-batches are shows early.
     steps = range(len(epoch.steps) if data.parts is not None else min(AUDITED_STEPS, len(epoch.steps)))
-    micro_batches = [part for step in steps for slot in epoch.cut(step) for part in slot]
     layout, packing_length = epoch.builder.layout, batches.plan.batching.packing_length
-    capacity = layout.max_tokens
-    if packing_length is not None and layout.micro_batch_size is not None:
-        capacity = packing_length * layout.micro_batch_size
-    return audit(data, tokenizer, micro_batches, not layout.padded, capacity, seed=seed)
+    if packing_length is not None:
+        parts = [part.tolist() for step in steps for part in epoch.steps[step].members()]
+        return audit(data, tokenizer, parts, True, packing_length, sequences=True, seed=seed)
+    micro_batches = [part for step in steps for slot in epoch.cut(step) for part in slot]
+    return audit(data, tokenizer, micro_batches, not layout.padded, layout.max_tokens, seed=seed)

@@ -71,11 +71,11 @@ class DryRun:
     device: str
 
     def __str__(self) -> str:
+        number = "1 micro-batch" if self.micro_batches == 1 else f"{self.micro_batches} micro-batches"
         return (
-            f"Dry run on {self.device}: {self.step} ({self.tokens:,} tokens, longest row "
-            f"{self.longest_row:,}; {self.micro_batches} micro-batches) went forward and backward: "
-            f"loss {self.loss:.4f}, {self.seconds:.2f} s, peak memory {self.peak_bytes / 2**20:,.0f} MB. "
-            "Nothing was written."
+            f"Dry run on {self.device}: {self.step} ({self.tokens:,} tokens, longest row {self.longest_row:,}; "
+            f"{number}) went forward and backward: loss {self.loss:.4f}, {self.seconds:.2f} s, "
+            f"peak memory {self.peak_bytes / 2**20:,.0f} MB. No run was written."
         )
 
 

@@ -18,12 +18,6 @@ from trainers.dry_run import LargestStep
 if TYPE_CHECKING:
     from trainers.trainer import Trainer
 
-# A run can only be continued with these as they were: they shape the order of the data or the optimizer's state.
-BOUND = (
-    *("batch_size", "packing_length", "group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
-    *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
-)
-
 
 def training_loader(
     trainer: "Trainer",
@@ -56,7 +50,7 @@ def _identity(trainer: "Trainer", builder: BatchBuilder) -> dict[str, Any]:
         "micro_batch_size": layout.micro_batch_size,
         "max_tokens_per_micro_batch": layout.max_tokens,
         "number of devices": layout.world_size,
-        **{name: trainer.hparams[name] for name in BOUND},
+        **{name: trainer.hparams[name] for name in trainer.bound},
         # With a budget of tokens it also depends on how many epochs there are, and on padding.
         "number of micro-batches a step": layout.accumulate,
         "frozen weights": causal_lm.frozen_digest(trainer.model),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch.optim.lr_scheduler import LambdaLR
 
 from relax.optimizers import build_optimizer, build_schedule, parameter_groups
 
@@ -39,6 +40,16 @@ def optimization(trainer: "Trainer", *, steps: float, rehearses: bool) -> Optimi
         decay_ratio=trainer.decay_ratio or 0.3,
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def set_rates(trainer: L.Trainer) -> None:
+    """Set the rates of the coming step by the schedule as it is now: a run that is made longer has another one."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        assert isinstance(scheduler, LambdaLR), "build_schedule gives this kind"
+        groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, base, factor in groups:
+            group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def norm_is_exact(trainer: L.Trainer) -> bool:

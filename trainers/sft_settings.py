@@ -7,6 +7,7 @@ from typing import Any
 
 from relax import checks
 from relax.data.batching.streaming import SampleStream
+from relax.data.formats.formats import FORMATS
 from relax.data.rows import Rows
 from relax.data.sources.dataset_rows import named
 from relax.data.sources.streams import RowStream
@@ -29,6 +30,8 @@ def check_reading(own: Mapping[str, Any]) -> None:
         UserError: a value out of range.
     """
     encoding_options(own)
+    if own["data_format"] is not None:
+        checks.one_of(FORMATS, data_format=own["data_format"])
     checks.between(0, 1, max_dropped_share=own["max_dropped_share"])
     checks.positive(shuffle_buffer=own["shuffle_buffer"])
     checks.between(0, 1024, tokenize_workers=own["tokenize_workers"])

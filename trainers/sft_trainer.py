@@ -62,6 +62,8 @@ class SFTTrainer(Trainer):
         UserError: rows that cannot be used, or a setting that cannot work.
     """
 
+    bound = (*Trainer.bound, "loss", "label_smoothing", "z_loss", "neftune_alpha", "router_aux_loss_coef")
+
     def __init__(
         self,
         model: nn.Module,

@@ -8,7 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import torch
@@ -64,7 +64,7 @@ from trainers.batching import (
 from trainers.dry_run import REHEARSAL, DryRun, DryRunWatch
 from trainers.loading import training_loader, validation_batches
 from trainers.model_checks import prepare_model
-from trainers.optimization import norm_is_exact, optimization
+from trainers.optimization import norm_is_exact, optimization, set_rates
 from trainers.settings import check_attached, check_lightning, check_own, is_plain, with_an_end
 
 
@@ -114,6 +114,11 @@ class Trainer(L.LightningModule, ABC):
         UserError: a value or a combination that cannot work, naming the flag to change.
     """
 
+    bound: ClassVar[tuple[str, ...]] = (
+        *("batch_size", "packing_length", "group_by_length", "optimizer", "learning_rate", "weight_decay", "betas"),
+        *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
+    )
+    """Settings that a run can only be continued with as they were: of data, optimizer and objective."""
     strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing is missing
 
     def __init__(
@@ -328,6 +333,7 @@ class Trainer(L.LightningModule, ABC):
         """Lightning's hook: the run is about to begin, or to go on, and nothing is in its way."""
         if self._bookmark is not None:
             self._loader.check(self._bookmark)
+            set_rates(self.trainer)
         if self._rehearses:
             return
         if self.output_dir is not None and is_main_process():
@@ -438,6 +444,8 @@ class Trainer(L.LightningModule, ABC):
                 f"the checkpoint belongs to another model: {name} is {theirs} there and {ours} among the trained "
                 f"weights here ({len(different)} tensors differ); check --model and --lora_*"
             )
+        if "bookmark" not in checkpoint:
+            raise UserError("the checkpoint is not one of a ReLax run: it does not say which data have been read")
         self._bookmark = checkpoint["bookmark"]
         if isinstance(self.train_data, SampleStream):
             go_on_with_next_epoch(checkpoint)

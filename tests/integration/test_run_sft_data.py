@@ -37,7 +37,7 @@ def test_a_dry_run_audits_trains_the_largest_step_and_writes_nothing(here: Path)
     assert code == 0, err
     assert "Training data: 100 rows" in out
     assert "Dry run on cpu: the step with the largest micro-batch (" in out
-    assert "Nothing was written" in out
+    assert "No run was written" in out
     assert sorted(here.rglob("*")) == before
     for flag in ("--resume=auto", "--overwrite"):
         code, _, err = start("--model=base", "--dataset=rows.jsonl", "--dry_run", "--output_dir=run", flag, *SMALL)
@@ -137,3 +137,27 @@ def test_a_bad_row_gets_one_line_with_file_and_line(
 
 def test_the_cache_of_the_tests_is_not_the_users() -> None:
     assert "relax-tests-" in os.environ["RELAX_CACHE"]
+
+
+def test_packed_sequences_are_audited_as_such(here: Path) -> None:  # noqa: F811
+    flags = ["--model=base", "--dataset=rows.jsonl", "--packing_length=32", "--output_dir=run", "--micro_batch_size=2"]
+    code, out, err = start(*flags, *SMALL)
+    assert code == 0, err
+    # 100 rows of 6 tokens: five go into 32
+    assert "packed, 93.8% of 32 tokens filled in 20 packed sequences, the largest 30 tokens" in out
+
+
+def test_a_run_is_continued_only_with_the_objective_it_had(here: Path) -> None:  # noqa: F811
+    flags = ["--model=base", "--dataset=rows.jsonl", "--output_dir=run", "--schedule=constant", *SMALL]
+    assert start(*flags, "--max_steps=2")[0] == 0
+    code, _, err = start(*flags, "--max_steps=4", "--resume=auto", "--loss=dft")
+    assert code == 2
+    assert "a run can only be resumed with the same loss: the checkpoint has nll, this run dft" in err
+
+
+def test_a_finished_run_that_is_made_longer_goes_on_at_the_rate_of_the_longer_schedule(here: Path) -> None:  # noqa: F811
+    flags = ["--model=base", "--dataset=rows.jsonl", "--output_dir=run", "--schedule=linear", *SMALL]
+    assert start(*flags, "--max_steps=2")[0] == 0
+    assert start(*flags, "--max_steps=4", "--resume=auto")[0] == 0
+    rates = [row["train/learning_rate"] for row in figures(here / "run")]
+    assert rates == pytest.approx([2e-5, 1e-5, 1e-5, 0.5e-5])

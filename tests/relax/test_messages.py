@@ -122,7 +122,7 @@ SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"type": "
         ([SCHEMA], [SCHEMA]),
         ('[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]', [SCHEMA]),
         (['{"name": "f"}'], [{"name": "f"}]),
-        ([{"name": "f", "strict": None}], [{"name": "f"}]),
+        ([{"name": "f", "strict": None}], [{"name": "f", "strict": None}]),
         (None, None),
         ([], None),
         ("", None),

@@ -36,7 +36,7 @@ def test_the_largest_micro_batch_is_tried_and_nothing_written(
     assert trainer.trainer.global_step == 2, "the optimizer's state is in memory from the second step on only"
     assert 0 < result.loss < 10
     assert result.peak_bytes > 2**20
-    assert "Nothing was written" in str(result)
+    assert "No run was written" in str(result)
     assert not [*tmp_path.iterdir()]
 
 

@@ -99,6 +99,7 @@ def audit(
     packed: bool = False,
     capacity: int | None = None,
     *,
+    sequences: bool = False,
     seed: int = 0,
     streamed: bool = False,
 ) -> Audit:
@@ -106,7 +107,8 @@ def audit(
 
     ``micro_batches``: the samples of each micro-batch over all ranks; of a mixture those of one whole epoch, else the
     first ones will do. None of them: every row once.
-    ``capacity``: the tokens that a packed one has room for. ``seed`` chooses the row that is shown.
+    ``capacity``: the tokens that a packed one has room for. ``sequences``: they are packed sequences, of which a
+    micro-batch may hold several. ``seed`` chooses the row that is shown.
     """
     report = data.report
     batches = [np.asarray(batch, dtype=np.int64) for batch in micro_batches if len(batch)]
@@ -125,7 +127,7 @@ def audit(
         double_bos=report.double_bos,
         unknown_tokens=report.unknown_tokens,
         weights=_weights(data),
-        fill=Fill.of(data.lengths, batches, packed, capacity),
+        fill=Fill.of(data.lengths, batches, packed, capacity, sequences),
         parts=_parts(data, np.concatenate(batches) if batches else np.arange(len(data))),
         example=mark_row(data[index], int(data.source_rows[index]) + 1, tokenizer),
         streamed=streamed,

@@ -18,10 +18,12 @@ class Fill:
     packed: bool
     capacity: int | None
     micro_batches: int
+    """Or packed sequences, where ``sequences`` is set."""
     tokens: int
     slots: int
     largest: int
-    """Places of the largest micro-batch that are computed, padding counted: what decides about memory."""
+    """Places of the largest one that are computed, padding counted: what decides about memory."""
+    sequences: bool = False
 
     @classmethod
     def of(
@@ -30,6 +32,7 @@ class Fill:
         micro_batches: Sequence[npt.NDArray[np.int64]],
         packed: bool,
         capacity: int | None = None,
+        sequences: bool = False,
     ) -> "Fill | None":
         """From the length of each sample and the samples (at least one) of each micro-batch; None without any."""
         if not micro_batches:
@@ -40,7 +43,8 @@ class Fill:
         real = np.add.reduceat(of_samples, starts)
         computed = real if packed else sizes * np.maximum.reduceat(of_samples, starts)
         slots = np.maximum(real, capacity or 0) if packed else computed
-        return cls(packed, capacity, len(sizes), int(real.sum()), int(slots.sum()), int(computed.max()))
+        sums = int(real.sum()), int(slots.sum()), int(computed.max())
+        return cls(packed, capacity, len(sizes), *sums, sequences)
 
     @property
     def share(self) -> float:

@@ -89,7 +89,7 @@ def _batches(fill: Fill) -> str:
         kind = "packed, no padding"
     else:
         kind = f"packed, {share_of(fill.tokens, fill.slots)} of {fill.capacity:,} tokens filled"
-    number = counted(fill.micro_batches, "micro-batch", "es")
+    number = counted(fill.micro_batches, *(("packed sequence", "s") if fill.sequences else ("micro-batch", "es")))
     return f"{kind} in {number}, the largest {fill.largest:,} tokens"
 
 

@@ -95,8 +95,7 @@ class Layout:
             lengths: [R], tokens of each sample of the data set.
         """
         sizes = _sizes(step, lengths)
-        order = np.argsort(step.sequences, kind="stable")
-        members = np.split(step.samples[order], np.cumsum(np.bincount(step.sequences))[:-1])
+        members = step.members()
         parts = [[int(i) for s in part for i in members[s]] for part in self._parts(sizes)]
         # Ranks take turns in who gets the largest, so that none has more to do than another.
         slots = [parts[i : i + self.world_size] for i in range(0, len(parts), self.world_size)]

@@ -23,6 +23,10 @@ LENGTH_GROUP_STEPS = 32
 """With ``group_by_length``, rows are sorted by length within windows of this many optimizer steps."""
 
 
+MIXTURE_EPOCHS = 8
+"""Epochs of a packed mixture that are looked at to tell how many steps each has."""
+
+
 class Step(NamedTuple):
     """The samples of an optimizer step, and which of them are packed into one sequence, if any are."""
 
@@ -30,6 +34,11 @@ class Step(NamedTuple):
     """[n], positions in the data set; a mixture may repeat one."""
     sequences: Int64
     """[n], the number of the sequence that each sample is part of; each its own, where nothing is packed."""
+
+    def members(self) -> list[Int64]:
+        """The samples of each sequence."""
+        order = np.argsort(self.sequences, kind="stable")
+        return np.split(self.samples[order], np.cumsum(np.bincount(self.sequences))[:-1])
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,10 @@ class Plan:
         """Optimizer steps of an epoch."""
         sequences = len(self.data)
         if self.batching.packing_length is not None:
-            order = epoch_order(self.data, self.batching.seed, 0, np.random.default_rng(0))
-            sequences = len(self._bins(order))
+            # The epochs of a mixture differ a little: the fullest of the first ones decides.
+            epochs = range(MIXTURE_EPOCHS if self.data.shares else 1)
+            orders = (epoch_order(self.data, self.batching.seed, e, np.random.default_rng(0)) for e in epochs)
+            sequences = max(len(self._bins(order)) for order in orders)
         return -(-sequences // self.batching.batch_size)
 
     def _bins(self, order: Int64) -> list[Int64]:

@@ -5,6 +5,8 @@ A row's place in the order is a function of (seed, epoch): the stream is cut int
 each shuffled by itself. So to resume is to skip to the block, shuffle it again, and skip what had been read of it.
 """
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from relax.data.batching.epoch import BatchBuilder
 from relax.data.batching.planning import Step
 from relax.data.examples import Row
 from relax.data.sources.streams import RowStream
+from relax.data.tokens.cache_key import describe_tokenizer
 from relax.data.tokens.encoding import EncodingOptions, RowEncoder
 from relax.data.tokens.row_checks import ASKED_FOR
 from relax.data.tokens.tokenized import Sample, TokenizedDataset
@@ -75,7 +78,10 @@ class SampleStream:
     @property
     def fingerprint(self) -> str:
         """What the order and the content of the samples depend on."""
-        return f"stream {self.rows.identity} shuffled by {self.shuffle_buffer}, read with {self.options}"
+        described = describe_tokenizer(self.tokenizer) if self.tokenizer.is_fast else {}
+        settings = [self.shuffle_buffer, str(self.options), described]
+        read_with = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return f"stream {self.rows.identity}, read with settings and tokenizer {read_with}"
 
     def read(self, epoch: int, skip: int = 0) -> Iterator["Read"]:
         """The samples of an epoch, after its first ``skip`` rows.

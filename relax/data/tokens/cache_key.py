@@ -31,13 +31,14 @@ def cache_key(rows: Rows, tokenizer: "PreTrainedTokenizerBase", options: Encodin
         return None
     code = [FORMAT, relax.__version__, version("tokenizers"), version("transformers")]
     chosen = {**vars(options), "columns": dict(options.columns or {})}
-    named = json.dumps([code, chosen, behind.fingerprint, _describe(tokenizer)], sort_keys=True)
+    named = json.dumps([code, chosen, behind.fingerprint, describe_tokenizer(tokenizer)], sort_keys=True)
     digest = hashlib.blake2b(named.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(indices).data)
     return digest.hexdigest()
 
 
-def _describe(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def describe_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """All of a fast tokenizer that decides about ids and text, as JSON can hold it."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # left behind by whatever call came last
         del backend[state]
