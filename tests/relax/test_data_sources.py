@@ -331,3 +331,13 @@ def test_a_split_that_leaves_a_part_empty_is_refused(validation: float) -> None:
 def test_importing_the_data_room_loads_no_data_library() -> None:
     loaded = "import sys, relax.data; print([m for m in ('datasets', 'transformers', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_tables_in_a_folder_are_refused_because_their_cells_would_be_guessed() -> None:
+    Path("tables").mkdir()
+    write("tables/a.csv", "prompt,completion\n1,007\n")
+    expected = "tables: cells of .csv files in a folder would be guessed to be numbers (007 becomes 7); give the files"
+    with pytest.raises(UserError) as error:
+        load_rows("tables")
+    assert message_of(error).startswith(expected)
+    assert list(load_rows("tables/*.csv")) == [{"prompt": "1", "completion": "007"}]

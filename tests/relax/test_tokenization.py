@@ -328,3 +328,12 @@ def test_a_template_that_writes_the_date_is_told_of() -> None:
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
     with pytest.warns(UserWarning, match="the chat template writes today's date"):
         tokenize_rows(rows, tokenizer)
+
+
+def test_columns_that_the_format_does_not_know_are_told() -> None:
+    rows = [{"instruction": "a", "output": "b", "history": [["c", "d"]], "id": 3, "w": 1.0}]
+    report = tokenize_rows(rows, byte_tokenizer(), EncodingOptions(weight_column="w")).report
+    assert report.unread_columns == ("history", "id")
+    chosen = {"prompt": "a", "chosen": "b", "extra": "c"}
+    options = EncodingOptions(columns={"completion": "chosen"})
+    assert tokenize_rows([chosen], byte_tokenizer(), options).report.unread_columns == ("extra",)

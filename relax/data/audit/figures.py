@@ -80,6 +80,7 @@ class Audit:
     duplicates: int
     double_bos: int
     unknown_tokens: int
+    unread_columns: tuple[str, ...]
     weights: Weights | None
     fill: Fill | None
     parts: tuple[Part, ...]
@@ -126,6 +127,7 @@ def audit(
         duplicates=report.duplicates,
         double_bos=report.double_bos,
         unknown_tokens=report.unknown_tokens,
+        unread_columns=report.unread_columns,
         weights=_weights(data),
         fill=Fill.of(data.lengths, batches, packed, capacity, sequences),
         parts=_parts(data, np.concatenate(batches) if batches else np.arange(len(data))),

@@ -55,6 +55,8 @@ def _figures(audit: Audit) -> Iterator[tuple[str, str]]:
     """Label and text of each line; what there is none of is not mentioned."""
     yield "row lengths", _percentiles(audit.lengths)
     yield from (("", line) for line in audit.lengths.histogram.lines())
+    if audit.unread_columns:
+        yield "not read", f"the columns {', '.join(audit.unread_columns)}"
     for reason, count in audit.dropped.items():
         yield "dropped", f"{rows_of(count, audit.rows)}: {reason}"
     if audit.truncated:

@@ -79,19 +79,26 @@ def open_folder(path: Path, split: str, name: str | None, *, streaming: bool = F
             found = datasets.load_dataset(str(path.resolve()), name, split=split, streaming=streaming)
         except datasets.data_files.EmptyDatasetError:
             raise UserError(f"{path}: a folder without a data file in it") from None
-        _warn_of_files_left_out(path)
+        if not (path / "README.md").exists():  # it may say which files belong to which configuration
+            _look_at_the_files(path)
     return found
 
 
-def _warn_of_files_left_out(path: Path) -> None:
-    """The library reads files of one kind, and if some are named after a split only those; it does not say so."""
-    if (path / "README.md").exists():  # may say which files belong to which configuration
-        return
+def _look_at_the_files(path: Path) -> None:
+    """Refuse tables whose cells the library guesses the types of, and warn of files that it leaves out.
+
+    It reads files of one kind, and if some are named after a split only those; it does not say so.
+    """
     import datasets
 
     root = path.resolve()
     splits = datasets.load_dataset_builder(str(root)).config.data_files
     read = {Path(file) for files in splits.values() for file in files}
+    if any(file.suffix.lower() in (".csv", ".tsv") for file in read):
+        raise UserError(
+            f"{path}: cells of .csv files in a folder would be guessed to be numbers (007 becomes 7); give the files "
+            f"instead, as they are read with every cell a text: --dataset='{path}/*.csv'"
+        )
     there = {file for suffix in SUFFIXES for file in root.rglob(f"*{suffix}") if file.name not in _ABOUT}
     names = sorted(str(file.relative_to(root)) for file in there - read)
     if left_out := [name for name in names if not name.startswith(".")]:

@@ -103,7 +103,10 @@ class RowEncoder:
         self.ids = TokenIds(tokenizer)
         self._finisher = Finisher(self.ids, self.options.max_length, self.options.truncation)
         with _at(where):
-            self.format: Format = choose(self.options.format, self._named(first_row).keys())
+            columns = self._named(first_row).keys()
+            self.format: Format = choose(self.options.format, columns)
+        read = {*self.format.columns, *self.format.optional, self.options.weight_column}
+        self.unread_columns = sorted(map(str, columns - read))
 
     def encode(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Encoded]:
         """What becomes of each (place, row), in order; up to a thousand rows are read ahead.

@@ -73,6 +73,7 @@ def tokenize_rows(
     checks.warn_of_the_date(formats, tokenizer.chat_template)
     key = None if cache is None else cache_key(rows, tokenizer, options)
     dataset = run.in_memory() if cache is None or key is None else run.through_cache(cache.expanduser() / key)
+    dataset.report.unread_columns = run.unread_columns
     checks.refuse(dataset.report)  # once more: kept tokens may have been made under another limit
     checks.warn(dataset.report, formats)
     behind, _ = whole(rows)
@@ -103,6 +104,11 @@ class _Run:
             for part, first in zip(*np.unique(parts, return_index=True), strict=True)
         }
         return cls(rows, numbers, parts, encoders, checks, workers)
+
+    @property
+    def unread_columns(self) -> tuple[str, ...]:
+        """Of all parts."""
+        return tuple(sorted({column for encoder in self.encoders.values() for column in encoder.unread_columns}))
 
     def in_memory(self) -> TokenizedDataset:
         """Tokenized by every rank for itself; the first one tells how far it is."""

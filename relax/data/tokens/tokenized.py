@@ -65,6 +65,8 @@ class TokenizationReport:
     """Tokens that say only that the tokenizer does not know the text."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows that are not trained on, by reason."""
+    unread_columns: tuple[str, ...] = ()
+    """Columns of the rows (of the first of each part) that their format knows nothing of."""
 
     @property
     def rows_kept(self) -> int:
@@ -83,7 +85,7 @@ class TokenizationReport:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TokenizationReport":
         """What ``as_json`` gave."""
-        return cls(**{**values, "dropped": Counter(values["dropped"])})
+        return cls(**{**values, "dropped": Counter(values["dropped"]), "unread_columns": ()})
 
 
 class RowFacts(NamedTuple):
