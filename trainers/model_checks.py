@@ -34,6 +34,8 @@ def prepare_model(trainer: "Trainer") -> bool:
 
 
 def _longest_row(trainer: "Trainer") -> int:
+    """Of training and validation data, as far as it is known."""
+    held_out = 0 if trainer.val_data is None else int(trainer.val_data.lengths.max())
     if isinstance(trainer.train_data, SampleStream):
-        return trainer.train_data.options.max_length or 0
-    return int(trainer.train_data.lengths.max())
+        return max(held_out, trainer.train_data.options.max_length or 0)
+    return max(held_out, int(trainer.train_data.lengths.max()))

@@ -140,6 +140,9 @@ def _accumulation(lightning: Mapping[str, Any], own: Mapping[str, Any], devices:
     """
     given, budget = lightning.get("accumulate_grad_batches"), own["max_tokens_per_micro_batch"]
     if budget is None:
+        size, share = own["micro_batch_size"], own["batch_size"] // devices
+        if size is not None and size > share > 0:
+            warnings.warn(f"--micro_batch_size={size} is more than a device has of a step, {share}", stacklevel=5)
         return Layout.of(own["batch_size"], devices, own["micro_batch_size"], given).accumulate
     checks.not_both(max_tokens_per_micro_batch=budget, accumulate_grad_batches=given)
     if isinstance(lightning.get("limit_train_batches"), int):

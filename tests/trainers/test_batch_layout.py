@@ -154,3 +154,10 @@ def test_lightning_trainer_fit_gives_the_same_losses(
     ).fit(module)
     for found, expected in zip(log.gradients, ours.gradients, strict=True):
         assert torch.equal(found, expected)
+
+
+def test_a_micro_batch_of_more_than_the_step_is_told(
+    make_llama: Callable, tokenizer: Any, unequal_rows: Callable
+) -> None:
+    with pytest.warns(UserWarning, match="--micro_batch_size=9 is more than a device has of a step, 8"):
+        fit(make_llama(), tokenizer, unequal_rows(8), batch_size=8, micro_batch_size=9, max_epochs=1)
