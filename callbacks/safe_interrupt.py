@@ -106,9 +106,13 @@ class SafeInterrupt(LightningCheckpoint):
     # Signals
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # a data worker that was forked with our handler: Ctrl-C reaches it too, and it is still needed
-        if self._trainer is None:
+        forked = os.getpid() != self._process  # a process that got our handler from this one
+        if forked and signum == signal.SIGINT and self._trainer is not None:
+            return  # Ctrl-C reaches the whole group, and what was started for the run is needed until the step ends
+        if forked and signum == signal.SIGTERM:
+            signal.signal(signum, signal.SIG_DFL)  # told to it alone: by a pool that ends, for example
+            signal.raise_signal(signum)
+        elif self._trainer is None:
             # Lightning puts our handler back after an exception, when we have left already.
             signal.signal(signum, self._previous[signum])
             signal.raise_signal(signum)

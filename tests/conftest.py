@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +22,7 @@ from relax.data.tokens.tokenized import Sample, TokenizedDataset
 from relax.tasks.sorting import Sorting
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background starts with Ctrl-C ignored
 atexit.register(shutil.rmtree, os.environ["RELAX_CACHE"], ignore_errors=True)
 VOCABULARY = 14  # the sorting tokenizer's
 

@@ -1,10 +1,12 @@
 """Ctrl-C and SIGTERM: a checkpoint at an optimizer step, the conventional exit code, all ranks together."""
 
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,33 @@ def test_two_processes_stop_together(tmp_path: Path, who: str) -> None:
 def test_the_main_process_takes_its_children_along(tmp_path: Path) -> None:
     returned, output = run_script(tmp_path, 2, "setup", 0, "SIGTERM")
     assert returned == 143, output
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_process_forked_during_or_after_a_run_can_be_ended(tmp_path: Path, fails: bool) -> None:
+    """Lightning leaves our handler in place after an error, and a pool, for one, ends its processes by SIGTERM."""
+    codes: list[int | None] = []
+
+    def end_a_process() -> None:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        time.sleep(0.1)
+        child.terminate()
+        child.join(10)
+        codes.append(child.exitcode)
+        child.kill()
+
+    class Step(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            if fails:
+                raise RuntimeError("no")
+            if not codes:
+                end_a_process()
+
+    if fails:
+        with pytest.raises(RuntimeError, match="no"):
+            fit(SafeInterrupt(tmp_path), Step())
+        end_a_process()
+    else:
+        fit(SafeInterrupt(tmp_path), Step())
+    assert codes == [-signal.SIGTERM]
