@@ -1,0 +1,16 @@
+"""Which tokens decide: those where the policy was unsure (arXiv 2506.01939)."""
+
+import torch
+from torch import Tensor
+
+
+def top_entropy_threshold(entropies: Tensor, share: float) -> Tensor:
+    """The entropy that ``share`` of the tokens reach, a scalar: train on tokens with at least that.
+
+    The (1 - share) quantile, linearly interpolated. Denominators stay those of all tokens.
+
+    Args:
+        entropies: [N], nats, of all tokens of an optimizer step, or the mask depends on how the step is cut.
+        share: above 0, at most 1; 0.2 in the paper.
+    """
+    return torch.quantile(entropies.detach(), 1 - share) if len(entropies) else entropies.new_zeros(())
