@@ -341,3 +341,10 @@ def test_tables_in_a_folder_are_refused_because_their_cells_would_be_guessed() -
         load_rows("tables")
     assert message_of(error).startswith(expected)
     assert list(load_rows("tables/*.csv")) == [{"prompt": "1", "completion": "007"}]
+
+
+def test_a_mistyped_file_never_becomes_a_request_to_the_hub() -> None:
+    write("chat.jsonl", jsonl(["a"]))
+    with pytest.raises(UserError) as error:
+        load_rows("chat.jsn")
+    assert message_of(error) == "chat.jsn: no such file; did you mean 'chat.jsonl'?"

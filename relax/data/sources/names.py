@@ -68,7 +68,9 @@ def find(name: str) -> Place:
             return Files((path,))
         if _PATTERN.search(name):
             return Files(_matching(name))
-        if path.suffix.lower() in _FILE_SUFFIXES or _HUB_NAME.fullmatch(name) is None:
+        # A data set without an owner is one of the hub's oldest, and none of those has a dot in its name.
+        dotted = "/" not in name and "." in name
+        if dotted or path.suffix.lower() in _FILE_SUFFIXES or _HUB_NAME.fullmatch(name) is None:
             raise UserError(f"{path}: no such file{nearest_file(path)}")
     except OSError as error:
         raise UserError(f"{name[:200]}: cannot be read ({error.strerror or error})") from None
