@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RELAX_CACHE"] = tempfile.mkdtemp(prefix="relax-tests-")  # not the cache of whoever runs the tests
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,15 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background starts with Ctrl-C ignored
 atexit.register(shutil.rmtree, os.environ["RELAX_CACHE"], ignore_errors=True)
 VOCABULARY = 14  # the sorting tokenizer's
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Each test starts with the handlers of a fresh process: a run that failed in the one before may leave others."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def build_llama(**changes: Any) -> LlamaForCausalLM:
