@@ -164,6 +164,12 @@ def _is_idle(value: object) -> bool:
     return value is None or value is False or value == 0 or (isinstance(value, float) and value == 1.0)
 
 
+def defaults_of(trainer: type) -> dict[str, Any]:
+    """The keywords of a trainer's constructor that have a default, with it."""
+    parameters = inspect.signature(trainer).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
 def is_plain(value: object) -> bool:
     """What YAML, a checkpoint read safely, and a logger's table can hold."""
     if isinstance(value, Mapping):

@@ -20,6 +20,7 @@ from relax.experts import check_balance_loss, experts_per_token, router_coeffici
 from relax.losses import NLL, TOKEN_LOSSES, TokenLoss, balance_losses, token_logprobs, weighted_loss_sum
 from relax.neftune import noisy_embeddings
 from relax.sequences import sequence_members
+from trainers.settings import defaults_of
 from trainers.sft_settings import (
     check_objective,
     check_reading,
@@ -109,7 +110,7 @@ class SFTTrainer(Trainer):
             "router_aux_loss_coef": router_aux_loss_coef,
         }
         self.check(**reading, **objective, **settings)  # before the rows are tokenized, which may take long
-        warn_without_effect(reading, _defaults(), train_dataset, val_dataset)
+        warn_without_effect(reading, defaults_of(SFTTrainer), train_dataset, val_dataset)
         coefficient = router_coefficient(model, router_aux_loss_coef)
         super().__init__(
             model,
@@ -126,7 +127,7 @@ class SFTTrainer(Trainer):
     def check(cls, **settings: Any) -> None:
         """As ``Trainer.check``."""
         parameters = inspect.signature(SFTTrainer).parameters
-        own = _defaults() | {name: value for name, value in settings.items() if name in parameters}
+        own = defaults_of(SFTTrainer) | {name: value for name, value in settings.items() if name in parameters}
         check_reading(own)
         check_objective(own)
         super().check(**{name: value for name, value in settings.items() if name not in parameters})
@@ -188,8 +189,3 @@ class SFTTrainer(Trainer):
     def validation_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss, token accuracy, entropy, and perplexity = exp(loss)."""
         return means | {"perplexity": means["loss"].exp()}
-
-
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(SFTTrainer).parameters
-    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}

@@ -65,7 +65,7 @@ from trainers.dry_run import REHEARSAL, DryRun, DryRunWatch
 from trainers.loading import training_loader, validation_batches
 from trainers.model_checks import prepare_model
 from trainers.optimization import norm_is_exact, optimization, set_rates
-from trainers.settings import check_attached, check_lightning, check_own, is_plain, with_an_end
+from trainers.settings import check_attached, check_lightning, check_own, defaults_of, is_plain, with_an_end
 
 
 class Trainer(L.LightningModule, ABC):
@@ -195,8 +195,7 @@ class Trainer(L.LightningModule, ABC):
             UserError: a value out of range, two settings that exclude each other, an unknown one, missing devices.
         """
         parameters = inspect.signature(Trainer).parameters
-        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-        own = defaults | {name: value for name, value in settings.items() if name in parameters}
+        own = defaults_of(Trainer) | {name: value for name, value in settings.items() if name in parameters}
         check_own(own)
         check_lightning({name: value for name, value in settings.items() if name not in parameters}, own)
 

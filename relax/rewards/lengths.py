@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from relax import checks
+from relax.policy_gradient import soft_overlong_penalty
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class SoftOverlong:
     def __call__(self, completion: str, completion_ids: Sequence[int]) -> float:
         """The score of one completion."""
         buffer = self.buffer_tokens or max(1, self.max_tokens // 5)
-        over = len(completion_ids) - (self.max_tokens - buffer)
-        return -min(1.0, max(0.0, over / buffer))
+        length = torch.tensor(len(completion_ids), dtype=torch.float64)
+        return float(soft_overlong_penalty(length, max_tokens=self.max_tokens, buffer_tokens=buffer))
 
 
 @dataclass(frozen=True)

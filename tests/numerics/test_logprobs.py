@@ -3,23 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small_head import D, N, V, make_head, several_chunks  # noqa: F401  (the last is a fixture for all tests)
 from torch import Tensor, nn
 
 from relax.causal_lm import LanguageHead
 from relax.losses import token_logprobs, weighted_logprob_sum
-
-N, D, V = 50, 12, 40
-
-
-@pytest.fixture(autouse=True)
-def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last chunk is smaller than the others."""
-    monkeypatch.setattr("relax.losses.logprobs.CHUNK_ROWS", 16)
-
-
-def make_head(*, bias: bool = False, scale: float = 1.0, softcap: float | None = None) -> LanguageHead:
-    torch.manual_seed(0)
-    return LanguageHead(nn.Linear(D, V, bias=bias).double(), scale, softcap)
 
 
 def make_inputs(seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from byte_tokenizers import FAMILIES, chat_template, family_tokenizer
+from tool_loop import CALL, TOOL_LOOP
 from transformers import PreTrainedTokenizerFast
 
 from relax.data import EncodingOptions, tokenize_row
@@ -22,17 +23,6 @@ TWO_TURNS: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "2+2?"},
     {"role": "assistant", "content": "4"},
-]
-CALL: dict[str, Any] = {
-    "type": "function",
-    "id": "call00001",
-    "function": {"name": "clock", "arguments": {"zone": "UTC"}},
-}
-TOOL_LOOP: list[dict[str, Any]] = [
-    {"role": "user", "content": "Time?"},
-    {"role": "assistant", "tool_calls": [CALL]},
-    {"role": "tool", "content": "12:00", "tool_call_id": "call00001"},
-    {"role": "assistant", "content": "Noon."},
 ]
 TOOLS: list[dict[str, Any]] = [
     {

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from byte_tokenizers import chat_template
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tool_loop import TOOL_LOOP
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -30,17 +31,6 @@ SENTENCEPIECE = {"mistral": "tokenizer.model.v1", "mistral_v3": "mistral_instruc
 TEKKEN = "tekken_240718.json"
 # Answers whose borders are easily lost: white space and line breaks at both ends, letters of several bytes, digits.
 ANSWERS = ["Hello.", " leading space", "\nnew line\n", "日本語、naïve 🙂", "```py\nx = 1\n```", "2+2=4", "<b>&amp;</b>"]
-CALL: dict[str, Any] = {
-    "type": "function",
-    "id": "call00001",
-    "function": {"name": "clock", "arguments": {"zone": "UTC"}},
-}
-TOOL_LOOP: list[dict[str, Any]] = [
-    {"role": "user", "content": "Time?"},
-    {"role": "assistant", "tool_calls": [CALL]},
-    {"role": "tool", "content": "12:00", "tool_call_id": "call00001"},
-    {"role": "assistant", "content": "Noon."},
-]
 
 
 def file_of(package: str, *path: str) -> Path:

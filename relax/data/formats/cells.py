@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from relax.data.examples import Row
+from relax.data.nulls import without_null_keys
 from relax.errors import UserError
 
 _LONGEST_SHOWN = 40
@@ -107,13 +108,7 @@ def without_nulls(thing: Any, where: str) -> Any:
         UserError: nested deeper than a template could write it; the message begins with ``where``.
     """
     check_depth(thing, where)
-    return _pruned(thing)
-
-
-def _pruned(thing: Any) -> Any:
-    if isinstance(thing, Mapping):
-        return {k: item if k == "arguments" else _pruned(item) for k, item in thing.items() if item is not None}
-    return [_pruned(item) for item in thing] if isinstance(thing, list) else thing
+    return without_null_keys(thing, untouched=("arguments",))
 
 
 def check_depth(thing: Any, where: str) -> None:

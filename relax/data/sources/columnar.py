@@ -1,8 +1,7 @@
 """Rows from column stores, as they were before they were stored."""
 
-from typing import Any
-
 from relax.data.examples import Row
+from relax.data.nulls import without_null_keys
 
 
 def as_written(row: Row) -> Row:
@@ -10,10 +9,4 @@ def as_written(row: Row) -> Row:
 
     A null that was written into such an object goes too; the columns themselves stay.
     """
-    return {column: _pruned(cell) for column, cell in row.items()}
-
-
-def _pruned(thing: Any) -> Any:
-    if isinstance(thing, dict):
-        return {key: _pruned(item) for key, item in thing.items() if item is not None}
-    return [_pruned(item) for item in thing] if isinstance(thing, list) else thing
+    return {column: without_null_keys(cell) for column, cell in row.items()}
