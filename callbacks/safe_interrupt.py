@@ -17,7 +17,7 @@ from callbacks.checkpoint import Checkpoint, save_checkpoint
 from relax.checkpoint_io import make_atomic, step_checkpoint
 from relax.lightning_loop import step_completed, stop_training, training_ends, validation_follows
 from relax.protocols import MarksInterruption
-from relax.ranks import over_ranks
+from relax.ranks import leave_group_at_exit, over_ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -98,6 +98,7 @@ class SafeInterrupt(LightningCheckpoint):
         if self._limit_val_batches is not None:
             trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
         self._release_signals()
+        leave_group_at_exit()  # else the exit code may become another one
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

@@ -42,7 +42,7 @@ from relax.optimizers import (
     OptimizerFactory,
     total_norm,
 )
-from relax.ranks import is_main_process
+from relax.ranks import is_main_process, leave_group_at_exit
 from relax.report import say
 from relax.seeding import seed_generators
 from relax.shapes import different_shapes
@@ -314,8 +314,9 @@ class Trainer(L.LightningModule, ABC):
             self.trainer.check_val_every_n_epoch = None
 
     def teardown(self, stage: str) -> None:
-        """Lightning's hook: leave the model as it came."""
+        """Lightning's hook, after a run that ended well: leave the model as it came."""
         causal_lm.restore_attention(self.model)
+        leave_group_at_exit()
 
     # Data
 
