@@ -57,6 +57,11 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def brings_own_loader(trainer: "L.Trainer") -> bool:
+    """Whether ``fit`` was given a loader of training batches beside the module."""
+    return not trainer.fit_loop._data_source.is_module()
+
+
 def step_completed(trainer: "L.Trainer") -> bool:
     """Whether the latest micro-batch completed an optimizer step: False inside an accumulation window."""
     return not trainer.fit_loop._should_accumulate()

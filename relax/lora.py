@@ -8,7 +8,7 @@ it is saved and merged (``relax.export``).
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,15 @@ def load_adapter(model: "PreTrainedModel", name_or_path: str) -> "PeftModel":
     _check_fit(adapted, weights, name_or_path)
     set_peft_model_state_dict(adapted, weights)
     return adapted
+
+
+def without_adapter(model: nn.Module) -> AbstractContextManager[None]:
+    """A PEFT model as its base, for a while."""
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel), "only an adapter can be switched off"
+    context: AbstractContextManager[None] = model.disable_adapter()
+    return context
 
 
 def enable_gradient_checkpointing(model: "PreTrainedModel | PeftModel") -> None:

@@ -2,7 +2,7 @@
 
 import atexit
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 if TYPE_CHECKING:
     import lightning as L
 
+T = TypeVar("T")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
 
 
@@ -20,6 +21,21 @@ def over_ranks(trainer: "L.Trainer", value: float, op: Literal["sum", "max"]) ->
         return value
     own = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(own, reduce_op=op))
+
+
+def gathered(trainer: "L.Trainer", part: T) -> list[T]:
+    """What every rank has, in the order of ranks: an exchange of Python objects that all take part in."""
+    if trainer.world_size == 1:
+        return [part]
+    parts: list[T | None] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, part)
+    return cast(list[T], parts)
+
+
+def share(count: int, trainer: "L.Trainer") -> range:
+    """Which of ``count`` things are this rank's: as many as the others', in one piece, so that parts can be joined."""
+    first, last = (count * rank // trainer.world_size for rank in (trainer.global_rank, trainer.global_rank + 1))
+    return range(first, last)
 
 
 def is_main_process() -> bool:

@@ -1,6 +1,8 @@
 """Trainers: what one update means. Each is a LightningModule."""
 
+from trainers.grpo_trainer import GRPOTrainer
+from trainers.on_policy import OnPolicyTrainer
 from trainers.sft_trainer import SFTTrainer
 from trainers.trainer import Trainer
 
-__all__ = ["SFTTrainer", "Trainer"]
+__all__ = ["GRPOTrainer", "OnPolicyTrainer", "SFTTrainer", "Trainer"]

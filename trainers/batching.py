@@ -4,15 +4,17 @@ import math
 import warnings
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from relax import causal_lm
 from relax.data.audit import Audit, audit
 from relax.data.batching.batches import collate_packed, collate_padded
 from relax.data.batching.epoch import BatchBuilder, PlannedBatches
 from relax.data.batching.layout import Layout
+from relax.data.batching.loader import BatchSource
 from relax.data.batching.planning import Batching, Plan
 from relax.data.batching.streaming import SampleStream, StreamedBatches
+from relax.data.tokens.tokenized import TokenizedDataset
 from relax.errors import UserError
 from relax.models import pad_id
 
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
     import lightning as L
 
     from trainers.trainer import Trainer
+
+
+class TrainingBatches(BatchSource, Protocol):
+    """The micro-batches of this rank, and how they are made."""
+
+    @property
+    def builder(self) -> BatchBuilder:
+        """Cuts and collates them."""
+        ...
+
 
 AUDITED_ROWS = 1000
 """Of a stream."""
@@ -44,6 +56,14 @@ def check_data(trainer: "Trainer") -> None:
                 f"--max_tokens_per_micro_batch={budget} must hold the longest row, which has {data.lengths.max()} "
                 "tokens; raise it or lower --max_length"
             )
+
+
+def longest_row(train_data: TokenizedDataset | SampleStream, val_data: TokenizedDataset | None) -> int:
+    """Tokens of the longest row of training and validation data, as far as it is known."""
+    held_out = 0 if val_data is None else int(val_data.lengths.max())
+    if isinstance(train_data, SampleStream):
+        return max(held_out, train_data.options.max_length or 0)
+    return max(held_out, int(train_data.lengths.max()))
 
 
 def _check_stream(trainer: "Trainer") -> None:
@@ -154,8 +174,9 @@ def check_end(trainer: "Trainer", steps: float) -> None:
         )
 
 
-def audit_batches(batches: PlannedBatches | StreamedBatches, tokenizer: Any, *, seed: int) -> Audit:
+def audit_batches(batches: TrainingBatches, tokenizer: Any, *, seed: int) -> Audit:
     """The audit of the training data, in the micro-batches of the first epoch."""
+    assert isinstance(batches, PlannedBatches | StreamedBatches), "the batches of rows"
     if isinstance(batches, StreamedBatches):
         sample = batches.samples.sample(AUDITED_ROWS)
         return audit(sample, tokenizer, packed=not batches.builder.layout.padded, seed=seed, streamed=True)

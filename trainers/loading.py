@@ -10,9 +10,9 @@ from relax import causal_lm
 from relax.data.batching.epoch import BatchBuilder, EpochBatches, PlannedBatches
 from relax.data.batching.loader import BatchSource, Bookmark, ResumableLoader
 from relax.data.batching.planning import Step
-from relax.data.batching.streaming import StreamedBatches
 from relax.data.tokens.tokenized import TokenizedDataset
 from relax.lightning_loop import micro_batches_done
+from trainers.batching import TrainingBatches
 from trainers.dry_run import LargestStep
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def training_loader(
     trainer: "Trainer",
-    batches: PlannedBatches | StreamedBatches,
+    batches: TrainingBatches,
     *,
     rehearses: bool,
     bookmark: Callable[[], Bookmark | None],

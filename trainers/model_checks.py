@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from relax import causal_lm, run_folder
-from relax.data.batching.streaming import SampleStream
 from relax.export import check_export
 from trainers.advice import warn_of_half_precision
 from trainers.batching import decide_packing
@@ -29,13 +28,5 @@ def prepare_model(trainer: "Trainer") -> bool:
     with precision.forward_context():  # as in training: some attention kernels take half precision only
         precision.convert_module(trainer)
         causal_lm.check_head(trainer.model)
-        causal_lm.check_lengths(trainer.model, _longest_row(trainer))
+        causal_lm.check_lengths(trainer.model, trainer.longest_row())
         return decide_packing(trainer)
-
-
-def _longest_row(trainer: "Trainer") -> int:
-    """Of training and validation data, as far as it is known."""
-    held_out = 0 if trainer.val_data is None else int(trainer.val_data.lengths.max())
-    if isinstance(trainer.train_data, SampleStream):
-        return max(held_out, trainer.train_data.options.max_length or 0)
-    return max(held_out, int(trainer.train_data.lengths.max()))

@@ -153,10 +153,10 @@ def _accumulation(lightning: Mapping[str, Any], own: Mapping[str, Any], devices:
     return 1
 
 
-def with_an_end(lightning: Mapping[str, Any]) -> dict[str, Any]:
-    """One epoch, where nothing says when to stop."""
+def with_an_end(lightning: Mapping[str, Any], epochs: int = 1) -> dict[str, Any]:
+    """So many epochs, where nothing says when to stop."""
     ends = {"max_steps", "max_epochs", "max_time"} & {name for name, value in lightning.items() if value is not None}
-    return dict(lightning) if ends else {**lightning, "max_epochs": 1}
+    return dict(lightning) if ends else {**lightning, "max_epochs": epochs}
 
 
 def _is_idle(value: object) -> bool:

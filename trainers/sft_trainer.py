@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relax import causal_lm
+from relax.data.audit import Audit
 from relax.data.batching.batches import Batch
 from relax.data.chat.learning import TrainOn
 from relax.data.rows import Rows
@@ -20,6 +21,7 @@ from relax.experts import check_balance_loss, experts_per_token, router_coeffici
 from relax.losses import NLL, TOKEN_LOSSES, TokenLoss, balance_losses, token_logprobs, weighted_loss_sum
 from relax.neftune import noisy_embeddings
 from relax.sequences import sequence_members
+from trainers.batching import audit_batches
 from trainers.settings import defaults_of
 from trainers.sft_settings import (
     check_objective,
@@ -137,6 +139,10 @@ class SFTTrainer(Trainer):
         super().setup(stage)
         if self.router_aux_loss_coef and stage == "fit":
             check_balance_loss(self.model)
+
+    def audit(self) -> Audit:
+        """What is trained on, as micro-batches lay it out; of a stream, the first rows. Inside a run only."""
+        return audit_batches(self._batches, self.tokenizer, seed=self.seed)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective; its ``nll`` where it is more than that, entropy (nats), token accuracy, and ``router_loss``.

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from relax import causal_lm, run_folder
 from relax.checkpoint_io import make_atomic
 from relax.cli import dump_config
-from relax.data.audit import Audit
 from relax.data.batching.batches import Batch
 from relax.data.batching.epoch import EpochBatches, PlannedBatches
 from relax.data.batching.layout import Layout
@@ -54,10 +53,11 @@ from trainers.advice import (
     warn_without_effect,
 )
 from trainers.batching import (
-    audit_batches,
+    TrainingBatches,
     build_batches,
     check_data,
     check_end,
+    longest_row,
     planned_steps,
     stream_steps,
 )
@@ -126,7 +126,7 @@ class Trainer(L.LightningModule, ABC):
         model: nn.Module,
         tokenizer: Any,
         *,
-        train_dataset: TokenizedDataset | SampleStream,
+        train_dataset: TokenizedDataset | SampleStream | Any,
         val_dataset: TokenizedDataset | None = None,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
@@ -176,6 +176,7 @@ class Trainer(L.LightningModule, ABC):
         self._own_trainer: L.Trainer | None = None
         self._rehearses = False
         self._bookmark: Bookmark | None = None
+        self._loader: ResumableLoader | None = None
         own = self._own_settings()
         self.check(**own, **lightning, resume=resume, overwrite=overwrite)
         check_data(self)
@@ -200,7 +201,7 @@ class Trainer(L.LightningModule, ABC):
         check_lightning({name: value for name, value in settings.items() if name not in parameters}, own)
 
     @abstractmethod
-    def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch and its detached figures.
 
         Both are scaled so that the mean over the micro-batches of an optimizer step, on all ranks, is the value of the
@@ -244,8 +245,13 @@ class Trainer(L.LightningModule, ABC):
             self._fit(self.lightning_trainer(callbacks=[*others, watch], **REHEARSAL), None)
         finally:
             self._rehearses = False
+        return watch.result(self.rehearsed)
+
+    @property
+    def rehearsed(self) -> str:
+        """What a dry run trains on."""
         planned = isinstance(self._batches, PlannedBatches)
-        return watch.result("the step with the largest micro-batch" if planned else "the first steps of the stream")
+        return "the step with the largest micro-batch" if planned else "the first steps of the stream"
 
     def _fit(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
         self._own_trainer = trainer
@@ -277,7 +283,7 @@ class Trainer(L.LightningModule, ABC):
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
             "default_root_dir": self.output_dir,
-        } | with_an_end(self.lightning_settings)
+        } | with_an_end(self.lightning_settings, self.usual_epochs)
         if self.val_data is None:
             arguments["limit_val_batches"] = 0
         arguments |= {"callbacks": self.own_callbacks, "logger": self._logger} | overrides
@@ -302,7 +308,7 @@ class Trainer(L.LightningModule, ABC):
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
         if self.trainer is not self._own_trainer:
             warn_of_settings_for_another_trainer(self)
-        self._batches = build_batches(self, packed=prepare_model(self))
+        self._batches = self.build_batches(packed=prepare_model(self))
         layout = self._batches.builder.layout
         if self.trainer is not self._own_trainer:
             check_attached(self.trainer, layout.accumulate, self._batches.micro_batches)
@@ -320,6 +326,19 @@ class Trainer(L.LightningModule, ABC):
 
     # Data
 
+    @property
+    def usual_epochs(self) -> int:
+        """Epochs of a run that nothing else ends."""
+        return 1
+
+    def longest_row(self) -> int:
+        """Tokens that the model will see in one row, at most, as far as it is known."""
+        return longest_row(self.train_data, self.val_data)
+
+    def build_batches(self, *, packed: bool) -> TrainingBatches:
+        """The micro-batches of this rank; a ``lightning.Trainer`` is attached."""
+        return build_batches(self, packed=packed)
+
     def train_dataloader(self) -> ResumableLoader:
         """Lightning's hook: the micro-batches of this rank."""
         self._loader = training_loader(self, self._batches, rehearses=self._rehearses, bookmark=lambda: self._bookmark)
@@ -331,7 +350,7 @@ class Trainer(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Lightning's hook: the run is about to begin, or to go on, and nothing is in its way."""
-        if self._bookmark is not None:
+        if self._bookmark is not None and self._loader is not None:
             self._loader.check(self._bookmark)
             set_rates(self.trainer)
         if self._rehearses:
@@ -342,26 +361,22 @@ class Trainer(L.LightningModule, ABC):
             return
         if isinstance(self._batches, PlannedBatches):
             warn_of_a_validation_that_never_comes(self, self._batches.plan.num_steps)
-        else:
+        elif isinstance(self.train_data, SampleStream):
             warn_of_a_validation_at_the_end_of_a_stream(self)
-
-    def audit(self) -> Audit:
-        """What is trained on, as micro-batches lay it out; of a stream, the first rows. Inside a run only."""
-        return audit_batches(self._batches, self.tokenizer, seed=self.seed)
 
     # One step
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Noise is a function of (seed, rank, epoch, micro-batch): a resumed run draws the same."""
         seed_generators(self.seed, self.global_rank, self.current_epoch, batch_idx)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Lightning's hook."""
         loss, metrics = self.compute_loss(batch)
         self._figures.add({"loss": loss.detach(), **metrics})
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let a stop (a Timer's, for example) wait for the end of the optimizer step: there a checkpoint is exact."""
         if not step_completed(self.trainer):
             self.trainer.should_stop = False
@@ -372,10 +387,14 @@ class Trainer(L.LightningModule, ABC):
         if not step_will_be_logged(self.trainer):
             self._figures.clear()
             return
-        figures = self._figures.means(self.trainer.strategy)
+        figures = self.step_figures(self._figures.means(self.trainer.strategy))
         figures["grad_norm"] = self.gradient_norm()
         figures["learning_rate"] = torch.tensor(optimizer.param_groups[0]["lr"])
         self.log_dict({f"train/{name}": value for name, value in figures.items()})
+
+    def step_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What to log of an optimizer step, given the means of ``compute_loss`` over it; on every rank."""
+        return means
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients of the optimizer step at hand: computed once for all who ask before it."""
@@ -429,7 +448,7 @@ class Trainer(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained (under LoRA the adapter, never the frozen backbone), and the place in the data."""
         trained = self._trained()
-        checkpoint["bookmark"] = self._loader.bookmark()
+        checkpoint["bookmark"] = None if self._loader is None else self._loader.bookmark()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

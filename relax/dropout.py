@@ -1,0 +1,14 @@
+"""Whether a model drops activations while it trains."""
+
+from torch import nn
+
+from relax.causal_lm import base_model
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in training mode is noisy."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    # transformers hands that of attention to a function, out of the configuration.
+    settings = base_model(model).config.get_text_config().to_dict()
+    return any(isinstance(value, float) and value > 0 for name, value in settings.items() if "dropout" in name)

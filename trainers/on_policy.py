@@ -1,0 +1,433 @@
+"""On-policy training: prompts -> rollouts -> scores -> experience -> minibatches. One Lightning epoch is one iteration.
+
+How scores become something to learn from, and the loss, are the subclass's: ``collect`` and ``compute_loss``.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from relax import causal_lm
+from relax.data.batching.batches import collate_packed, collate_padded
+from relax.data.batching.epoch import BatchBuilder
+from relax.data.examples import Row
+from relax.data.prompts import PromptDataset, encode_prompts
+from relax.data.rows import Rows
+from relax.data.sources.dataset_rows import named
+from relax.dropout import has_dropout
+from relax.errors import UserError
+from relax.experience import Experience, Minibatch
+from relax.experience.recompute import token_statistics
+from relax.lightning_loop import brings_own_loader
+from relax.lora import without_adapter
+from relax.losses import token_logprobs
+from relax.models import pad_id
+from relax.ranks import gathered, share
+from relax.rewards import Rewards, build_rewards
+from relax.rewards.specs import Entry
+from relax.rollout import PolicyEngine, RolloutEngine
+from trainers.on_policy_settings import build_sampling, check_rollouts, frozen_reference
+from trainers.prompting import Asked, GivenPrompts, PromptSource, WalkedPrompts, samples_of
+from trainers.rollout_batches import RolloutBatches, layout, layout_of_one_update, minibatches
+from trainers.rollout_figures import rollout_figures
+from trainers.settings import defaults_of
+from trainers.trainer import Trainer
+
+
+class OnPolicyTrainer(Trainer):
+    """A ``Trainer`` whose data are written by the policy itself, with its latest weights.
+
+    Args:
+        model: as for ``Trainer``; so are all further keywords.
+        tokenizer: the model's tokenizer.
+        train_dataset: rows with prompts; None where ``lightning.Trainer.fit`` is given a loader of lists of rows.
+        rewards: reward functions, or what ``relax.rewards.build_rewards`` makes them from.
+        batch_size: completions of one optimizer step, over all devices.
+        num_generations: completions of each prompt.
+        steps_per_generation: optimizer steps of one pass over the completions of an iteration.
+        num_iterations: passes over the completions of an iteration.
+        data_format: of the rows, by name; default: recognised by the columns of the first row.
+        columns: our column names and the data's for them, such as {prompt: question}.
+        system_prompt: a message to put before each prompt.
+        prompts_as_chat: make a user message of a prompt that is text.
+        max_prompt_length: tokens; longer prompts are dropped and counted.
+        max_dropped_share: more dropped prompts than this share stop the run.
+        max_new_tokens: tokens of a completion, at most.
+        min_new_tokens: no end of text among the first so many tokens.
+        temperature: divides the logits, in sampling and in training.
+        top_k: sample among the k most likely tokens.
+        top_p: sample among the most likely tokens that together have this mass.
+        min_p: sample among tokens at least this fraction as likely as the most likely one.
+        repetition_penalty: above 1, tokens of prompt and completion get less likely.
+        stop_strings: texts that end a completion, beside the model's end of text.
+        stop_token_ids: tokens that do; default: those of the model and the tokenizer.
+        rollout_memory: for keys and values while sampling, in tokens or as a size such as 4GB.
+        mask_truncated: do not learn from completions that were cut off (overlong filtering, arXiv 2503.14476).
+        kl_coef: factor of the KL penalty that keeps the policy near the reference; 0 needs no reference.
+        kl_estimator: k1, k2 or k3 (Schulman 2020).
+        reference: the model to stay near; default: the base under an adapter, else a copy of ``model``.
+        config: further settings to record.
+
+    Attributes:
+        kl_coef: may be set at any time; acts from the next micro-batch on.
+        experience: the current iteration's, of all ranks; None before the first.
+        reference: a frozen model; None where there is no KL penalty, or an adapter that can be switched off instead.
+        engine: what completions are sampled by.
+        sampling: how.
+        rewards: what they are scored with.
+
+    Raises:
+        UserError: rows that cannot be used, or a setting that cannot work.
+    """
+
+    bound: ClassVar[tuple[str, ...]] = (
+        *Trainer.bound,
+        *("num_generations", "steps_per_generation", "num_iterations", "max_new_tokens", "min_new_tokens"),
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_strings", "stop_token_ids"),
+        *("mask_truncated", "kl_estimator"),
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        train_dataset: Rows | PromptDataset | None = None,
+        rewards: Rewards | Entry | Sequence[Entry],
+        batch_size: int = 128,
+        num_generations: int = 8,
+        steps_per_generation: int = 1,
+        num_iterations: int = 1,
+        data_format: str | None = None,
+        columns: dict[str, str] | None = None,
+        system_prompt: str | None = None,
+        prompts_as_chat: bool = False,
+        max_prompt_length: int | None = 1024,
+        max_dropped_share: float = 0.05,
+        max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop_strings: list[str] | None = None,
+        stop_token_ids: list[int] | None = None,
+        rollout_memory: int | str | None = None,
+        mask_truncated: bool = False,
+        kl_coef: float = 0.0,
+        kl_estimator: str = "k3",
+        reference: nn.Module | None = None,
+        config: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        given = locals()
+        own = {name: given[name] for name in defaults_of(OnPolicyTrainer).keys() - NOT_PLAIN}
+        check_rollouts(own, settings)  # before the prompts are tokenized, which may take long
+        scorers = rewards if isinstance(rewards, Rewards) else build_rewards(rewards)
+        reading = {name: own[name] for name in ("data_format", "columns", "system_prompt", "max_dropped_share")}
+        reading |= {"as_chat": prompts_as_chat, "max_length": max_prompt_length}
+        prompts = train_dataset
+        if prompts is not None and not isinstance(prompts, PromptDataset):
+            where = "training data"
+            prompts = encode_prompts(named(prompts, where), tokenizer, where=where, **reading)
+        if prompts is not None:
+            scorers.check_columns(prompts[0].row.keys())
+        super().__init__(
+            model,
+            tokenizer,
+            train_dataset=prompts,
+            batch_size=batch_size,
+            config={name: value for name, value in own.items() if name != "batch_size"} | dict(config or {}),
+            **settings,
+        )
+        self.prompts, self.rewards, self.reading = prompts, scorers, reading
+        self.num_generations, self.steps_per_generation = num_generations, steps_per_generation
+        self.num_iterations, self.mask_truncated = num_iterations, mask_truncated
+        self.temperature, self.stop_strings, self.rollout_memory = temperature, stop_strings or [], rollout_memory
+        self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
+        self.sampling = build_sampling(own, model, tokenizer)
+        # In a tuple, where torch does not look: it is no part of what is trained, moved to eval mode and back, or saved.
+        self._reference = (frozen_reference(model, reference) if kl_coef else None,)
+        self.engine: RolloutEngine
+        self.experience: Experience | None = None
+        self._iteration, self._next_prompt = -1, 0
+        self.sampling_figures: dict[str, float] = {}
+        self._rollout_figures: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._updating_since = 0.0
+        self._extremes: list[Tensor] = []
+        self._learns = True
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """As ``Trainer.check``."""
+        defaults = defaults_of(OnPolicyTrainer)
+        own = defaults | {name: value for name, value in settings.items() if name in defaults}
+        check_rollouts(own, settings)
+        others = {name: value for name, value in settings.items() if name not in defaults}
+        super().check(batch_size=own["batch_size"], **others)
+
+    @property
+    def reference(self) -> nn.Module | None:
+        """The frozen model of the KL penalty, if there is one apart from the policy's base."""
+        return self._reference[0]
+
+    # What an iteration is made of
+
+    @abstractmethod
+    def collect(self, prompts: PromptSource) -> Experience:
+        """Roll out, score, and say what is to be learned: one iteration's experience, the same on every rank."""
+
+    @abstractmethod
+    def idle(self, experience: Experience) -> Tensor:
+        """[S], bool: completions whose gradient is known to be 0, so that nothing need be computed for them."""
+
+    def generate(self, asked: Asked) -> Experience:
+        """``num_generations`` completions of each prompt; each rank writes its share of them."""
+        with self._timed("rollout"):
+            numbers = list(asked)
+            mine = [numbers[i] for i in share(len(numbers), self.trainer)]
+            prompts = [asked[number].ids for number in mine]
+            own = self._roll_out(prompts, mine) if mine else None
+            return Experience.joined(part for part in gathered(self.trainer, own) if part is not None)
+
+    def _roll_out(self, prompts: list[list[int]], numbers: list[int]) -> Experience:
+        rollouts = self.engine.generate(
+            prompts,
+            num_samples=self.num_generations,
+            sampling=self.sampling,
+            seed=self.seed,
+            prompt_ids=numbers,
+            step=self._iteration,
+        )
+        return Experience.of(prompts, numbers, rollouts)
+
+    def score(self, experience: Experience, asked: Asked) -> Experience:
+        """The same with ``score``, and ``reward/NAME`` of each function; each rank scores its share."""
+        with self._timed("scoring"):
+            mine = samples_of(
+                experience,
+                self._share(experience),
+                asked,
+                tokenizer=self.tokenizer,
+                sampling=self.sampling,
+                stop_strings=self.stop_strings,
+            )
+            scores = self.rewards.score(mine) if mine else None
+            columns: dict[str, list[float | None]] = {}
+            if scores is not None:
+                columns = {"score": [*scores.total]}
+                columns |= {f"reward/{name}": values for name, values in scores.by_function.items()}
+            parts = [part for part in gathered(self.trainer, columns) if part]
+            return experience.with_completions({name: _joined(part[name] for part in parts) for name in parts[0]})
+
+    def recall(self, experience: Experience) -> Experience:
+        """The same with ``ref_logprobs`` where there is a KL penalty, and with log-probs as they are trained on.
+
+        Sampling gives the latter, unless tokens were cut out of its distribution (top-k, top-p, ...).
+        """
+        with self._timed("recall"):
+            if self.kl_coef:
+                with self._as_reference() as reference:
+                    logprobs, _ = self._statistics(reference, experience)
+                experience = experience.with_tokens(ref_logprobs=logprobs)
+            if self.rereads:
+                logprobs, entropy = self._statistics(self.model, experience)
+                experience = experience.with_tokens(logprobs=logprobs, entropy=entropy)
+        return experience
+
+    @property
+    def rereads(self) -> bool:
+        """Whether the policy reads what it wrote once more, for log-probs that sampling does not give."""
+        plain = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
+        return any(vars(self.sampling)[name] != value for name, value in plain.items())
+
+    def _statistics(self, model: nn.Module, experience: Experience) -> tuple[Tensor, Tensor]:
+        builder, mine = self._batches.builder, self._share(experience)
+        own = token_statistics(
+            model, experience, mine, builder=builder, temperature=self.temperature, device=self.device
+        )
+        logprobs, entropies = zip(*gathered(self.trainer, own), strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _share(self, experience: Experience) -> range:
+        """The completions of this rank: those of whole groups."""
+        prompts = share(len(experience.prompts), self.trainer)
+        return range(prompts.start * experience.num_samples, prompts.stop * experience.num_samples)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[nn.Module]:
+        adapter: AbstractContextManager[None] = nullcontext()
+        if self.reference is None:
+            adapter = without_adapter(self.model)
+        with adapter:
+            yield self.model if self.reference is None else self.reference
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - started
+
+    # Iterations
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Prompts that an iteration learns from."""
+        return self.batch_size * self.steps_per_generation // self.num_generations
+
+    @property
+    def usual_epochs(self) -> int:
+        """Iterations that ask every prompt once."""
+        return 1 if self.prompts is None else -(-len(self.prompts) // self.prompts_per_iteration)
+
+    def longest_row(self) -> int:
+        """Tokens of a prompt and its completion, at most."""
+        longest = 0 if self.prompts is None else int(self.prompts.lengths.max())
+        return longest + self.sampling.max_new_tokens
+
+    def experience_of(self, iteration: int) -> Experience:
+        """What the policy writes in an iteration: now, unless it is there already or a checkpoint brought it."""
+        if self.experience is None or self._iteration != iteration:
+            self._iteration = iteration
+            assert self.prompts is not None, "setup refuses a run without prompts"
+            prompts = WalkedPrompts(self.prompts, self.prompts.walk(self.seed), self._next_prompt)
+            with self.trainer.precision_plugin.forward_context():  # as in training, so that log-probs are the same
+                self._begin(prompts)
+            self._next_prompt = prompts.next
+        assert self.experience is not None
+        return self.experience
+
+    def _begin(self, prompts: PromptSource) -> Experience:
+        self._seconds.clear()
+        self.sampling_figures.clear()
+        with torch.no_grad():
+            self.experience = experience = self.collect(prompts)
+        self._rollout_figures = rollout_figures(experience, self._seconds) | self.sampling_figures
+        self._updating_since = time.perf_counter()
+        return experience
+
+    def whole_update(self, rows: Sequence[Row]) -> Minibatch:
+        """From a batch of prompts to this rank's part of one fully on-policy update.
+
+        For a loader of the user's own: ``lightning.Trainer(...).fit(module, loader_of_lists_of_rows)``.
+        """
+        everywhere = [row for part in gathered(self.trainer, list(rows)) for row in part]
+        self._iteration = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        encoded = encode_prompts(everywhere, self.tokenizer, where="the batch of prompts", **self.reading)
+        experience = self._begin(GivenPrompts(encoded))
+        builder = layout_of_one_update(self._batches.builder, len(experience), self.trainer.world_size)
+        return minibatches(self, experience, builder, passes=1, steps_per_pass=1)[0].to(self.device)
+
+    # Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook."""
+        self.experience, self._iteration, self._next_prompt = None, -1, 0  # a checkpoint, read later, may bring others
+        if self.prompts is None and not brings_own_loader(self.trainer):
+            raise UserError("train_dataset must be given, or a loader of prompts to lightning.Trainer.fit")
+        super().setup(stage)
+        with self.trainer.precision_plugin.forward_context():
+            self.engine = PolicyEngine(self.model, memory=self.rollout_memory)
+        self.noisy = has_dropout(self.model)
+
+    def build_batches(self, *, packed: bool) -> RolloutBatches:
+        """The micro-batches of this rank."""
+        if self.reference is not None:
+            self.reference.to(self.trainer.strategy.root_device)
+            self.trainer.precision_plugin.convert_module(self.reference)
+            if packed:
+                causal_lm.isolate_documents(self.reference)
+        collate = partial(collate_packed if packed else collate_padded, pad_id=pad_id(self.tokenizer))
+        return RolloutBatches(self, BatchBuilder(layout(self, padded=not packed), self.global_rank, collate))
+
+    def teardown(self, stage: str) -> None:
+        """Lightning's hook."""
+        super().teardown(stage)
+        if self.reference is not None:
+            causal_lm.restore_attention(self.reference)
+
+    def train(self, mode: bool | None = None) -> Self:
+        """As ``Trainer.train``; when a run ends, so do the processes of the rewards."""
+        if mode is not None or self._running():
+            return super().train(mode)
+        try:
+            return super().train()
+        finally:
+            self.rewards.close()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook."""
+        super().on_train_batch_start(batch, batch_idx)
+        self._learns = not isinstance(batch, Minibatch) or batch.learns
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning's hook: where nothing is to be learned, nothing moves, not even by momentum."""
+        super().on_before_optimizer_step(optimizer)
+        self._extremes.clear()
+        if not self._learns:
+            self.zero_grad()  # an optimizer leaves out parameters without a gradient
+
+    @torch.no_grad()
+    def row_losses(self, batch: Minibatch) -> dict[int, float]:
+        """The summed negative log-prob of each completion of ``batch``, by its number in the experience."""
+        hidden, head = causal_lm.hidden_states(self.model, batch.batch), causal_lm.language_head(self.model)
+        nll = -token_logprobs(hidden, head, batch.batch.targets, temperature=self.temperature).logprobs
+        return dict(zip(batch.rows, batch.segments.sums(nll).tolist(), strict=True))
+
+    def note_extremes(self, ratio: Tensor) -> None:
+        """Remember the lowest and the highest of ``ratio`` [N] for the optimizer step's figures."""
+        if len(ratio):
+            self._extremes.append(torch.stack([-ratio.min(), ratio.max()]).float())
+
+    def step_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the loss, those of the rollouts, extremes of the ratio, the KL coefficient, and the time it took."""
+        own = torch.stack(self._extremes).amax(0) if self._extremes else torch.full((2,), -torch.inf)
+        low, high = self.trainer.strategy.reduce(own.to(self.device), reduce_op="max")
+        now = time.perf_counter()
+        figures = self._rollout_figures | {"kl_coef": self.kl_coef, "seconds_update": now - self._updating_since}
+        self._updating_since = now
+        extremes = {"ratio_min": -low, "ratio_max": high} if high.isfinite() else {}
+        return means | extremes | {name: torch.tensor(value) for name, value in figures.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: with the experience that is being learned from."""
+        super().on_save_checkpoint(checkpoint)
+        bookmark = checkpoint["bookmark"]
+        under_way = bookmark is not None and bookmark["position"] < self._batches.micro_batches
+        experience = self.experience if under_way and bookmark["epoch"] == self._iteration else None
+        checkpoint["rollouts"] = {
+            "iteration": self._iteration,
+            "next_prompt": self._next_prompt,
+            "experience": None if experience is None else experience.state(),
+            "figures": self._rollout_figures,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook.
+
+        Raises:
+            UserError: the checkpoint is of another model or kind of run.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if "rollouts" not in checkpoint:
+            raise UserError("the checkpoint is of a run without rollouts; --resume continues a run of the same trainer")
+        saved = checkpoint["rollouts"]
+        self._next_prompt, self._rollout_figures = saved["next_prompt"], saved["figures"]
+        if saved["experience"] is not None:
+            self.experience, self._iteration = Experience.from_state(saved["experience"]), saved["iteration"]
+
+
+NOT_PLAIN = {"train_dataset", "reference", "config"}
+"""Keywords that no file of settings can hold."""
+
+
+def _joined(parts: Iterator[list[float | None]]) -> Tensor:
+    return torch.tensor([torch.nan if x is None else x for part in parts for x in part], dtype=torch.float64)
