@@ -3,13 +3,19 @@
     python benchmarks/rollout.py --quick
 
 Llama-shaped random models. tiny: 128 wide, 4 layers, vocabulary 2,048; small: 512 wide, 8 layers, vocabulary 8,192.
-One turn of each contender after the other, with new noise every round; lengths vary because so many tokens are stop
-tokens that a completion ends after 60 on average. The engine also keeps the log-probs, which ``generate`` does not.
+One turn of each contender after the other, with new noise every round. Where lengths vary, so many tokens are stop
+tokens that a completion ends after 60 on average; ``generate`` then writes completions as long as the engine's of that
+round, or luck with the longest one would decide. The engine also keeps the log-probs, which ``generate`` does not.
+
+"of the matrix limit": the engine's tokens per second as a share of what the machine's fp32 matrix products would allow
+if generated tokens cost nothing else: 2 operations a weight and token, and no prompts.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from side_by_side import (
@@ -23,7 +29,7 @@ from side_by_side import (
     take_turns,
     write_json,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
 
 from relax.rollout import PolicyEngine, Sampling
 from relax.rollout.memory import SLACK_COLUMNS
@@ -58,6 +64,16 @@ TASKS = {
 }
 
 
+class EndAt(StoppingCriteria):
+    """Rows end after a given number of tokens each."""
+
+    def __init__(self, prompt_tokens: int, lengths: torch.Tensor) -> None:
+        self.ends = prompt_tokens + lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
+        return input_ids.shape[1] >= self.ends
+
+
 class Job:
     """One contender with one model."""
 
@@ -67,36 +83,41 @@ class Job:
         config = LlamaConfig(**SIZES[size], **heads, max_position_embeddings=1024, bos_token_id=None, eos_token_id=None)
         self.model = LlamaForCausalLM(config).eval()
         self.engines: dict[Task, PolicyEngine] = {}
-        self.rounds, self.run = 0, self.engine if contender == ENGINE else self.generate
+        self.rounds, self.is_engine = 0, contender == ENGINE
 
-    def measure(self, task: str) -> dict[str, float]:
+    def measure(self, order: str) -> dict[str, Any]:
+        """``order``: the task, and for ``generate`` the length of each completion."""
         self.rounds += 1
-        settings, counted = TASKS[task], []
+        name, *lengths = order.split()
+        task = TASKS[name]
         torch.manual_seed(self.rounds)
-        prompts = torch.randint(self.model.config.vocab_size, (settings.prompts, settings.prompt_tokens))
-        seconds = seconds_of(lambda: counted.append(self.run(settings, prompts)))
-        return {"seconds": seconds, "tokens": counted[0], "peak_mb": peak_mb()}
+        prompts = torch.randint(self.model.config.vocab_size, (task.prompts, task.prompt_tokens))
+        measured: dict[str, Any] = {"lengths": [int(length) for length in lengths]}
+        if self.is_engine:
+            engine = self.engine(task)
+            seconds = seconds_of(lambda: measured.update(lengths=self.roll_out(engine, task, prompts)))
+        else:
+            seconds = seconds_of(lambda: self.generate(task, prompts, measured["lengths"]))
+        return measured | {"seconds": seconds, "tokens": sum(measured["lengths"]), "peak_mb": peak_mb()}
 
-    def stop_ids(self, task: Task) -> list[int]:
-        return [*range(round(self.model.config.vocab_size / MEAN_LENGTH))] if task.varying else []
-
-    def engine(self, task: Task, prompts: torch.Tensor) -> int:
-        if task not in self.engines:  # at the task's first turn, which does not count
+    def engine(self, task: Task) -> PolicyEngine:
+        if task not in self.engines:
             places = None if task.slots is None else task.slots * (task.prompt_tokens + task.new + SLACK_COLUMNS)
             self.engines[task] = PolicyEngine(self.model, memory=places)
-        sampling = Sampling(max_new_tokens=task.new, stop_ids=tuple(self.stop_ids(task)))
-        options = {"num_samples": task.samples, "sampling": sampling, "seed": self.rounds}
-        return len(self.engines[task].generate(prompts.tolist(), **options).ids)
+        return self.engines[task]
 
-    def generate(self, task: Task, prompts: torch.Tensor) -> int:
-        stops = torch.tensor(self.stop_ids(task))
-        options = {"do_sample": True, "top_k": 0, "max_new_tokens": task.new, "eos_token_id": stops.tolist() or None}
-        tokens = 0
-        for ids in prompts.repeat_interleave(task.samples, 0).split(task.slots or len(prompts) * task.samples):
-            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
-            ended = torch.isin(out[:, task.prompt_tokens :], stops).cumsum(1)
-            tokens += int((ended.cumsum(1) <= 1).sum())  # up to and with the first stop token
-        return tokens
+    def roll_out(self, engine: PolicyEngine, task: Task, prompts: torch.Tensor) -> list[int]:
+        num_stops = round(self.model.config.vocab_size / MEAN_LENGTH) if task.varying else 0
+        sampling = Sampling(max_new_tokens=task.new, stop_ids=(*range(num_stops),))
+        found = engine.generate(prompts.tolist(), num_samples=task.samples, sampling=sampling, seed=self.rounds)
+        return found.lengths.tolist()
+
+    def generate(self, task: Task, prompts: torch.Tensor, lengths: Sequence[int]) -> None:
+        options = {"do_sample": True, "top_k": 0, "max_new_tokens": task.new, "eos_token_id": None, "pad_token_id": 0}
+        rows, size = prompts.repeat_interleave(task.samples, 0), task.slots or len(lengths)
+        for ids, ends in zip(rows.split(size), torch.tensor(lengths).split(size), strict=True):
+            ends_at = [EndAt(task.prompt_tokens, ends)]
+            self.model.generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=ends_at, **options)
 
 
 def main() -> None:
@@ -119,9 +140,7 @@ def compare(options: argparse.Namespace) -> None:
     for size in sizes:
         contenders = {name: Contender(f"{name} {size}", options.threads) for name in (GENERATE, ENGINE)}
         for task in options.tasks:
-            for contender in contenders.values():  # whatever is set up at the first call
-                contender.measure(task)
-            turns = [{name: each.measure(task) for name, each in contenders.items()} for _ in range(rounds)]
+            turns = [take_a_turn(contenders, task) for _ in range(rounds + 1)][1:]  # the first sets things up
             everything[f"{size} {task}"] = {name: [turn[name] for turn in turns] for name in contenders}
         for contender in contenders.values():
             contender.stop()
@@ -129,7 +148,13 @@ def compare(options: argparse.Namespace) -> None:
     write_json(options.json, machine, everything)
 
 
-def report(everything: dict[str, dict[str, list[dict[str, float]]]], probe_gflops: float) -> None:
+def take_a_turn(contenders: dict[str, Contender], task: str) -> dict[str, dict[str, Any]]:
+    engine = contenders[ENGINE].measure(task)
+    lengths = " ".join(str(length) for length in engine["lengths"])
+    return {GENERATE: contenders[GENERATE].measure(f"{task} {lengths}"), ENGINE: engine}
+
+
+def report(everything: dict[str, dict[str, list[dict[str, Any]]]], probe_gflops: float) -> None:
     rows = []
     for name, measured in everything.items():
         size, task = name.split()

@@ -5,6 +5,7 @@ complete, and where a validation follows, save after it, because Lightning does 
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ class Checkpoint(LightningCheckpoint):
         folder: where checkpoints lie; for nothing else.
         every_n_steps: save after every so many optimizer steps; None does not.
         keep: how many of the newest ``step=*.ckpt`` stay; while one is written there is one more.
-        monitor: metric by which ``best.ckpt`` is chosen, after each validation; None keeps no best.
+        monitor: metric by which ``best.ckpt`` is chosen, after each validation, or after each of `Evaluate` if it is
+            one of its figures; None keeps no best.
         mode: whether the metric is better when lower (min) or higher (max).
         save_at_end: also save the last optimizer step.
 
@@ -60,7 +62,8 @@ class Checkpoint(LightningCheckpoint):
         self.best_value: float | None = None
         self.best_step: int | None = None
         self._saved_step = -1
-        self._validated_step = -1
+        self._monitored_step = -1  # at which the metric was last measured
+        self._evaluated = False  # the metric is measured by Evaluate, not by Lightning's validation
 
     @property
     def state_key(self) -> str:
@@ -85,25 +88,33 @@ class Checkpoint(LightningCheckpoint):
             _set_aside(self.folder, newer_than=trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save a due optimizer step, unless a validation comes first."""
-        if self._due(trainer) and not validation_follows(trainer):
-            self.save_step(trainer)
+        """Save what an evaluation found to be best, and a due optimizer step, unless a validation comes first."""
+        if step_completed(trainer) and not validation_follows(trainer):
+            self._save(trainer)
+
+    def on_evaluation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Mapping[str, float], seconds: float
+    ) -> None:
+        """`Evaluate`'s hook, before ``on_train_batch_end``; what it finds before the first step is never the best."""
+        if self.monitor in figures:
+            self._monitored_step, self._evaluated = trainer.global_step, True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Inside an epoch: save what the validation found to be best, and a due optimizer step with it."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        self._validated_step = trainer.global_step
+        if not self._evaluated:
+            self._monitored_step = trainer.global_step
         if not trainer.is_last_batch:
-            self._save_after_validation(trainer)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After a validation at an epoch's end: EarlyStopping looks at its figures here, and a resumed run has none."""
         if trainer.is_last_batch:
-            self._save_after_validation(trainer)
+            self._save(trainer)
 
-    def _save_after_validation(self, trainer: L.Trainer) -> None:
-        if self.monitor is not None and self._validated_step == trainer.global_step:
+    def _save(self, trainer: L.Trainer) -> None:
+        if self.monitor is not None and self._monitored_step == trainer.global_step:
             self._save_if_best(trainer, self.monitor)
         if self._due(trainer):
             self.save_step(trainer)
@@ -121,11 +132,12 @@ class Checkpoint(LightningCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's hook."""
-        return {"best_value": self.best_value, "best_step": self.best_step}
+        return {"best_value": self.best_value, "best_step": self.best_step, "evaluated": self._evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning's hook."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        self._evaluated = state_dict.get("evaluated", False)  # not in the checkpoints of older versions
 
     def save_step(self, trainer: L.Trainer) -> Path:
         """Save the optimizer step just completed, if it is not saved yet, then drop old ones; on every rank."""

@@ -1,10 +1,16 @@
 """What callbacks and loggers may find in a batch, a module or a logger, if it is there: asked with ``isinstance``."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import lightning as L
+    from transformers import PreTrainedTokenizerBase
+
     from relax.data.audit import Audit
+    from relax.experience import Experience
+    from relax.rollout import Sampling
 
 
 @runtime_checkable
@@ -64,6 +70,15 @@ class KeepsFolders(Protocol):
 
 
 @runtime_checkable
+class KeepsTables(Protocol):
+    """A logger that can keep a table with the run."""
+
+    def keep_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep ``rows``, which all have the same columns, as table ``name``, in place of what it held."""
+        ...
+
+
+@runtime_checkable
 class MarksInterruption(Protocol):
     """A logger that tells an interrupted run from a finished one."""
 
@@ -78,4 +93,49 @@ class Auditable(Protocol):
 
     def audit(self) -> "Audit":
         """The figures of the training data."""
+        ...
+
+
+@runtime_checkable
+class HasKLCoef(Protocol):
+    """A module whose objective holds ``kl_coef`` times a KL divergence from a reference."""
+
+    kl_coef: float
+    """May be set at any time; acts from the next micro-batch on."""
+
+
+@runtime_checkable
+class HasExperience(Protocol):
+    """A module that keeps what its policy did in the current iteration."""
+
+    @property
+    def experience(self) -> "Experience | None":
+        """Of all ranks, on each of them; None before the first rollout."""
+        ...
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A module that knows how its model reads text."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+@runtime_checkable
+class HasSampling(Protocol):
+    """A module whose policy writes: how long, where it ends, how tokens are drawn."""
+
+    sampling: "Sampling"
+    stop_strings: Sequence[str]
+    """What ``sampling.stop_when`` looks for."""
+
+
+@runtime_checkable
+class WatchesEvaluation(Protocol):
+    """A callback that is told the figures of `Evaluate`, which asks outside of Lightning's validation."""
+
+    def on_evaluation_end(
+        self, trainer: "L.Trainer", pl_module: "L.LightningModule", figures: Mapping[str, float], seconds: float
+    ) -> None:
+        """On every rank: after ``trainer.global_step`` optimizer steps the figures are these; it took ``seconds``."""
         ...

@@ -20,6 +20,8 @@ from relax.tasks.grading import accuracy
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SAMPLES_FILE = "samples.jsonl"
+
 
 def say(*lines: str) -> None:
     """Print on rank 0; a character that the output cannot encode becomes a question mark."""
@@ -72,11 +74,20 @@ def say_accuracy(when: str, model: nn.Module, tokenizer: "PreTrainedTokenizerBas
     say(f"Accuracy {when} training: {right:.1%} of {len(rows)} held-out prompts answered right (greedy)")
 
 
+def leave_if_stopped(exit_code: int | None, script: str, folder: Path) -> None:
+    """After a run that a signal stopped (``exit_code`` is not None): say how it goes on, and end the process."""
+    if exit_code is not None:
+        say(f"Stopped; continue with: {script} --config={folder}/config.yaml --resume=auto")
+        sys.exit(exit_code)
+
+
 def describe_results(folder: Path, logger: str) -> list[str]:
     """Where everything lies."""
     lines = [f"Everything lies in {folder}/", "  metrics.jsonl   figures of every step"]
     if (folder / TEXT_FILE).exists():
         lines += [f"  {TEXT_FILE}  what the model was shown"]
+    if (folder / SAMPLES_FILE).exists():
+        lines += [f"  {SAMPLES_FILE}   what the policy wrote"]
     lines += ["  checkpoints/    continue with --resume=auto"]
     if run_folder.export_folder(folder).exists():
         lines += ["  model/          for transformers, vLLM and others"]
@@ -94,9 +105,13 @@ def describe_next(script: str, folder: Path, flags: Mapping[str, Any]) -> list[s
     adapted = flags["lora_r"] or flags["adapter"]
     trained = f"{model}--adapter={exported}" if adapted else f"--model={exported} --lora_r=8 --learning_rate=1e-3"
     data = "--task=sorting" if flags["dataset"] is None else "--dataset=MORE.jsonl"
-    return [
-        "Try next:",
-        f"  {script} {trained} {data}",
-        f"  {script} --model=Qwen/Qwen2.5-0.5B --dataset=YOURS.jsonl --lora_r=16 --learning_rate=2e-4",
-        f"  {script} --help",
-    ]
+    return try_next(
+        script,
+        f"{trained} {data}",
+        "--model=Qwen/Qwen2.5-0.5B --dataset=YOURS.jsonl --lora_r=16 --learning_rate=2e-4",
+    )
+
+
+def try_next(script: str, *flags: str) -> list[str]:
+    """Commands to try, and where all flags are told."""
+    return ["Try next:", *(f"  {script} {words}" for words in (*flags, "--help"))]

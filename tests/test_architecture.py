@@ -1,6 +1,8 @@
 """The arrows between our packages, and what importing them costs."""
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = ("run_sft", "run_grpo")
+ABSTRACT = {"trainer", "on_policy"}
 ALLOWED = {
     "run_sft": {"trainers", "callbacks", "relax"},
+    "run_grpo": {"trainers", "callbacks", "relax"},
     "trainers": {"relax"},
     "callbacks": {"relax"},
     "relax": set(),
@@ -49,9 +54,11 @@ def test_imports_point_one_way(package: str) -> None:
 def test_trainers_import_one_another_only_from_child_to_abstract_parent() -> None:
     """And their helpers (settings, batching, ...) import no trainer at all."""
     files = {file.stem: file for file in (ROOT / "trainers").glob("*.py") if file.name != "__init__.py"}
-    helpers = {name for name in files if not name.endswith("trainer")}
+    helpers = {name for name in files if not name.endswith("trainer")} - ABSTRACT
+    assert files.keys() >= ABSTRACT
     for name, file in files.items():
-        allowed = helpers if name in helpers else helpers | {"trainer"}
+        parents = {"trainer"} if name in ABSTRACT else ABSTRACT
+        allowed = helpers if name in helpers else helpers | parents
         tree = ast.parse(file.read_text())
         hidden = under_type_checking(tree)
         for node in ast.walk(tree):
@@ -60,17 +67,18 @@ def test_trainers_import_one_another_only_from_child_to_abstract_parent() -> Non
                 assert package != "trainers" or module in allowed, f"{file.name} imports {node.module}"
 
 
-@pytest.mark.parametrize("module", ["trainers", "callbacks", "relax.logging", "relax.data", "relax.rewards", "run_sft"])
+@pytest.mark.parametrize("module", ["trainers", "callbacks", "relax.logging", "relax.data", "relax.rewards", *SCRIPTS])
 def test_imports_leave_heavy_packages_alone(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('mlflow', 'datasets', 'trl', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_help_and_flag_errors_load_neither_torch_nor_lightning() -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_flag_errors_load_neither_torch_nor_lightning(script: str) -> None:
     code = (
-        "import sys, run_sft\n"
-        "try: run_sft.cli(sys.argv[1:])\n"
+        f"import sys, {script}\n"
+        f"try: {script}.cli(sys.argv[1:])\n"
         "except SystemExit as stop: code = stop.code\n"
         "else: code = 0\n"
         "print('CODE', code, [m for m in ('torch', 'lightning', 'transformers', 'numpy') if m in sys.modules])"
@@ -80,27 +88,44 @@ def test_help_and_flag_errors_load_neither_torch_nor_lightning() -> None:
         assert done.stdout.splitlines()[-1] == f"CODE {expected} []", done.stderr
 
 
-def test_help_offers_every_flag_of_the_trainers_and_of_lightning() -> None:
-    import inspect
+def parameters(*functions: object) -> set[str]:
+    """The parameters of functions and constructors, and the fields of dataclasses among them."""
+    names: set[str] = set()
+    for function in functions:
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            if dataclasses.is_dataclass(parameter.annotation):
+                names |= {field.name for field in dataclasses.fields(parameter.annotation)}
+            elif parameter.kind is not parameter.VAR_KEYWORD:
+                names.add(parameter.name)
+    return names
 
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_offers_every_flag_of_the_trainers_and_of_lightning(script: str) -> None:
     import lightning as L
 
+    import run_grpo
     import run_sft
-    from trainers import SFTTrainer, Trainer
+    from relax.launch.flags import BUILT_BY_SCRIPTS, NOT_FLAGS
+    from trainers import GRPOTrainer, OnPolicyTrainer, SFTTrainer, Trainer
 
     done = subprocess.run(
-        [sys.executable, "run_sft.py", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, f"{script}.py", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    names = {
-        name
-        for function in (run_sft.main, Trainer, SFTTrainer, L.Trainer)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    hidden = {*run_sft.BUILT_HERE, *run_sft.NOT_FLAGS} - set(inspect.signature(run_sft.main).parameters) - {"config"}
+    main, not_offered, trainers = {
+        "run_sft": (run_sft.main, BUILT_BY_SCRIPTS, (Trainer, SFTTrainer)),
+        "run_grpo": (run_grpo.main, run_grpo.NO_FLAGS, (Trainer, OnPolicyTrainer, GRPOTrainer)),
+    }[script]
+    hidden = {*not_offered, *NOT_FLAGS} - parameters(main) - {"config"}
     offered = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
-    assert names - hidden <= offered
-    assert not hidden & {
-        line.split()[0].removeprefix("--") for line in done.stdout.splitlines() if line.startswith("  --")
-    }
+    assert parameters(main, *trainers, L.Trainer) - hidden <= offered
+    listed = {line.split()[0].removeprefix("--") for line in done.stdout.splitlines() if line.startswith("  --")}
+    assert not hidden & listed
     assert "Lightning:" in done.stdout
+
+
+def test_run_grpo_offers_no_flag_that_its_trainer_refuses() -> None:
+    import run_grpo
+    from trainers.on_policy_settings import NOT_ON_POLICY
+
+    assert NOT_ON_POLICY.keys() <= set(run_grpo.NO_FLAGS)

@@ -22,10 +22,11 @@ from byte_tokenizers import CHATML, byte_tokenizer  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("trainers", "callbacks", "relax", "tests", "benchmarks", "docs", "examples", ".ci")
+KINDS = ("sft", "grpo")
 PLACEHOLDERS = {"name", "noname"}  # "flags are written `--name=value`"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"(?:run_sft\.py|relax-sft)\b([^\n&|;#]*)")
+_COMMAND = re.compile(r"(?:run_(sft|grpo)\.py|relax-(sft|grpo))\b([^\n&|;#]*)")
 _FLAG = re.compile(r"(?:^|(?<=\s))--([a-z]\w*)")
 _DOTTED = re.compile(r"(?:relax|callbacks|trainers)(?:\.\w+)+")
 
@@ -44,20 +45,29 @@ def inline(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", _FENCE.sub("", read(page)))
 
 
-def flags(page: Path) -> set[str]:
-    """Flags of the script: in its commands, and where a word in backticks begins with one."""
+def flags(page: Path, *kinds: str) -> set[str]:
+    """Flags in the commands of the scripts of these kinds, and where a word in backticks begins with one."""
     text = "\n".join([*blocks(page, "bash", ""), *inline(page)])
-    found = [name for arguments in _COMMAND.findall(text) for name in _FLAG.findall(arguments)]
-    found += [name for words in inline(page) if words.startswith("--") for name in _FLAG.findall(words)]
+    found = [
+        name
+        for kind, script, arguments in _COMMAND.findall(text)
+        if (kind or script) in kinds
+        for name in _FLAG.findall(arguments)
+    ]
+    if len(kinds) > 1:  # a flag alone may be of either
+        found += [name for words in inline(page) if words.startswith("--") for name in _FLAG.findall(words)]
     return set(found) - PLACEHOLDERS
 
 
 @pytest.fixture(scope="session")
-def known_flags() -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "run_sft.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    return set(re.findall(r"^  --(\w+)  ", done.stdout, re.MULTILINE))
+def known_flags() -> dict[str, set[str]]:
+    """By kind of script."""
+    found = {}
+    for kind in KINDS:
+        command = [sys.executable, f"run_{kind}.py", "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        found[kind] = set(re.findall(r"^  --(\w+)  ", done.stdout, re.MULTILINE))
+    return found
 
 
 def pages(test):  # type: ignore[no-untyped-def]
@@ -71,9 +81,11 @@ def test_python_blocks_compile(page: Path) -> None:
 
 
 @pages
-def test_flags_exist(page: Path, known_flags: set[str]) -> None:
-    assert {"model", "lora_r", "learning_rate", "devices", "config"} <= known_flags
-    assert flags(page) <= known_flags
+def test_flags_exist(page: Path, known_flags: dict[str, set[str]]) -> None:
+    for kind in KINDS:
+        assert {"model", "lora_r", "learning_rate", "devices", "config"} <= known_flags[kind]
+        assert flags(page, kind) <= known_flags[kind]
+    assert flags(page, *KINDS) <= set().union(*known_flags.values())
 
 
 @pages
@@ -95,9 +107,9 @@ def test_names_exist(page: Path) -> None:
 
 def test_the_checks_find_what_they_look_for() -> None:
     """Else a change of layout could turn them off unnoticed."""
-    assert {"lora_r", "train_on", "micro_batch_size"} <= flags(ROOT / "docs/sft.md")
-    assert {"devices", "num_nodes", "resume"} <= flags(ROOT / "docs/running.md")
-    assert "nproc_per_node" not in flags(ROOT / "docs/running.md")
+    assert {"lora_r", "train_on", "micro_batch_size"} <= flags(ROOT / "docs/sft.md", *KINDS)
+    assert {"devices", "num_nodes", "resume"} <= flags(ROOT / "docs/running.md", *KINDS)
+    assert "nproc_per_node" not in flags(ROOT / "docs/running.md", *KINDS)
     assert len(blocks(ROOT / "docs/callbacks.md", "python")) > 8
 
 

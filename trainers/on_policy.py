@@ -153,7 +153,7 @@ class OnPolicyTrainer(Trainer):
         self.temperature, self.stop_strings, self.rollout_memory = temperature, stop_strings or [], rollout_memory
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
         self.sampling = build_sampling(own, model, tokenizer)
-        # In a tuple, where torch does not look: it is no part of what is trained, moved to eval mode and back, or saved.
+        # In a tuple, where torch does not look: it is neither trained, nor saved, nor ever in training mode.
         self._reference = (frozen_reference(model, reference) if kl_coef else None,)
         self.engine: RolloutEngine
         self.experience: Experience | None = None
@@ -376,8 +376,10 @@ class OnPolicyTrainer(Trainer):
             self.zero_grad()  # an optimizer leaves out parameters without a gradient
 
     @torch.no_grad()
-    def row_losses(self, batch: Minibatch) -> dict[int, float]:
-        """The summed negative log-prob of each completion of ``batch``, by its number in the experience."""
+    def row_losses(self, batch: Any) -> dict[int, float]:
+        """The summed negative log-prob of each completion of a minibatch, by its number in the experience."""
+        if not isinstance(batch, Minibatch):
+            return {}
         hidden, head = causal_lm.hidden_states(self.model, batch.batch), causal_lm.language_head(self.model)
         nll = -token_logprobs(hidden, head, batch.batch.targets, temperature=self.temperature).logprobs
         return dict(zip(batch.rows, batch.segments.sums(nll).tolist(), strict=True))

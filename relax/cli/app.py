@@ -9,7 +9,7 @@ from typing import Any
 
 from relax.cli.arguments import COMMAND_LINE, parse_arguments, refuse_unknown
 from relax.cli.config import read_config
-from relax.cli.flags import Flag, Forwarded, collect_flags
+from relax.cli.flags import Flag, Forwarded, arguments_of, collect_flags
 from relax.cli.help import format_help, group_flags
 from relax.cli.values import coerce
 from relax.cli.yaml12 import Node
@@ -28,7 +28,8 @@ def run(
 ) -> None:
     """Call ``main`` with the flags of ``argv``, checked against its annotations and those of the forwarded classes.
 
-    ``main`` receives the flags that were given; forwarded ones arrive in its ``**kwargs``. The flags ``--config`` and
+    ``main`` receives the flags that were given; forwarded ones arrive in its ``**kwargs``, and those that are fields of
+    a dataclass in an instance of it, wherever a parameter is annotated with one. The flags ``--config`` and
     ``--help`` are added. A `UserError`, from here or from ``main``, is printed in one line and ends the process with
     code 2, a `TrainingStopped` likewise with 1 (with ``RELAX_TRACEBACK=1`` in the environment the traceback is shown
     too); Ctrl-C ends it with 130.
@@ -46,7 +47,7 @@ def run(
             titled = group_flags(flags, groups or {}) | {_HELP.group: [_CONFIG, _HELP]}
             print(format_help(_program(), main.__doc__, titled))
             return
-        main(**parse_flags(argv, flags))
+        main(**arguments_of(main, parse_flags(argv, flags)))
     except (UserError, TrainingStopped) as error:
         if os.environ.get("RELAX_TRACEBACK") == "1":
             traceback.print_exc()

@@ -1,15 +1,16 @@
 """Which flags there are: the parameters of the script's ``main``, then those of the classes it forwards to.
 
-Knows nothing of the values a user typed.
+A parameter of ``main`` that is annotated with a dataclass stands for a bundle of flags, the dataclass's fields, which
+several scripts can share; ``main`` receives an instance. Knows nothing of the values a user typed.
 """
 
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, get_type_hints
 
 from relax.cli.annotations import checkable, members
 from relax.cli.docstrings import describe_arguments
@@ -72,15 +73,39 @@ def collect_flags(main: Callable[..., None], forwards: Iterable[Forwarded] = ())
 
 
 def script_flags(main: Callable[..., None]) -> Iterator[Flag]:
-    """The parameters of ``main``; its ``**flags``, which receive the forwarded ones, left out."""
+    """The parameters of ``main``, bundles unpacked; its ``**flags``, which receive the forwarded ones, left out."""
     descriptions = describe_arguments(main.__doc__)
     for name, parameter in inspect.signature(main, eval_str=True).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if is_dataclass(parameter.annotation):
+            yield from bundle_flags(parameter.annotation)
             continue
         required = parameter.default is inspect.Parameter.empty
         default = None if required else str(parameter.default)
         annotation = checkable(parameter.annotation)
         yield Flag(name, annotation, default, descriptions.get(name, ""), SCRIPT, required)
+
+
+def bundle_flags(bundle: Any) -> Iterator[Flag]:
+    """The fields of a dataclass, described by the ``Args`` of its docstring."""
+    descriptions, annotations = describe_arguments(bundle.__doc__), get_type_hints(bundle)
+    for field in fields(bundle):
+        required = field.default is MISSING
+        default = None if required else str(field.default)
+        annotation = checkable(annotations[field.name])
+        yield Flag(field.name, annotation, default, descriptions.get(field.name, ""), SCRIPT, required)
+
+
+def arguments_of(main: Callable[..., None], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``main`` is called with, given the values by flag: those of a bundle in an instance of it."""
+    parameters = inspect.signature(main, eval_str=True).parameters
+    bundles: dict[str, Any] = {name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)}
+    bundled = {name: {field.name for field in fields(bundle)} for name, bundle in bundles.items()}
+    arguments = {name: value for name, value in values.items() if name not in set().union(*bundled.values())}
+    for name, bundle in bundles.items():
+        arguments[name] = bundle(**{flag: values[flag] for flag in bundled[name] & values.keys()})
+    return arguments
 
 
 def class_flags(forwarded: Forwarded) -> Iterator[Flag]:

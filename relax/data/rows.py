@@ -4,6 +4,7 @@ A plain list of dicts or a ``datasets.Dataset`` is rows too; what a source can s
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relax.data.examples import Row
+from relax.errors import UserError
 
 
 class Rows(Protocol):
@@ -91,3 +93,12 @@ def place(rows: Rows, index: int, where: str) -> str:
     if isinstance(rows, RowSubset):
         return place(rows.rows, int(rows.indices[index]), where)
     return rows.place(index) if isinstance(rows, Located) else f"{where}:row {index + 1}"
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts the place before a user's error."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None

@@ -1,4 +1,4 @@
-"""Metrics, settings and the finished model in MLflow, without training waiting for it.
+"""Metrics, settings, tables and the finished model in MLflow, without training waiting for it.
 
 Not Lightning's MLFlowLogger: that one writes synchronously (5 ms a step on sqlite), does not start on MLflow's present
 default store, and fails when a setting has changed since the run began.
@@ -7,7 +7,7 @@ default store, and fails when a setting has changed since the run began.
 import os
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from relax.logging.mlflow_run import open_run
-from relax.logging.mlflow_writer import MLflowWriter, Value
+from relax.logging.mlflow_writer import MLflowWriter, Table, Value
 
 _FLUSH_SECONDS, _FLUSH_VALUES = 5.0, 500
 _PARAM_LENGTH = 500  # what every MLflow server takes
@@ -56,6 +56,7 @@ class BufferedMLFlowLogger(Logger):
         self._experiment_name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "relax"
         self._writer: MLflowWriter | None = None
         self._values: list[Value] = []
+        self._tables: dict[str, Table] = {}
         self._handed_over = time.monotonic()
         self._at_once = self._interrupted = False
 
@@ -131,6 +132,11 @@ class BufferedMLFlowLogger(Logger):
         if _on_rank_zero():
             self._open().write_folder(folder)
 
+    def keep_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep ``rows`` as the run's table ``name.json``, in place of what it held; written when values are."""
+        if _on_rank_zero():
+            self._tables[name] = rows
+
     # Details
 
     def _open(self) -> MLflowWriter:
@@ -141,8 +147,9 @@ class BufferedMLFlowLogger(Logger):
 
     def _hand_over(self) -> None:
         values, self._values = self._values, []
+        tables, self._tables = self._tables, {}
         self._handed_over = time.monotonic()
-        self._open().write_values(values)
+        self._open().write(values, tables)
 
 
 def _on_rank_zero() -> bool:

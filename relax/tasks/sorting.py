@@ -17,6 +17,8 @@ from relax.seeding import mix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from relax.rewards.specs import Entry
+
 DIGITS = "0123456789"
 NUM_DIGITS = (4, 5, 6, 7, 8)
 END_OF_PROMPT = ">"
@@ -43,6 +45,24 @@ class Sorting:
         "gradient_clip_val": 1.0,
     }
 
+    # 32 prompts x 16 completions a step: 49 -> 9x % of held-out prompts in 140 steps.
+    grpo_settings: ClassVar[dict[str, Any]] = {
+        "learning_rate": 3e-4,
+        "betas": (0.9, 0.95),
+        "schedule": "constant",
+        "warmup_steps": 5,
+        "batch_size": 512,
+        "num_generations": 16,
+        "max_new_tokens": 9,  # eight digits and the end of text
+        "max_steps": 140,
+        "gradient_clip_val": 1.0,
+    }
+
+    @property
+    def rewards(self) -> "Entry":
+        """The grade of a completion that ends by itself; 0.0 for one that was cut off."""
+        return {"class_path": self.score, "name": "sorting"}
+
     @property
     def policy_folder(self) -> Path:
         """Made by ``python run_sft.py --output_dir=runs/sorting --logger=none``; right for half of the prompts."""
@@ -54,6 +74,12 @@ class Sorting:
         prompts = islice(draw_prompts(rng, held_out=False), n)
         return [{"prompt": prompt, "completion": demonstration(prompt, rng)} for prompt in prompts]
 
+    def prompt_rows(self, n: int = 20_000, seed: int = 0) -> list[dict[str, str]]:
+        """``n`` rows of ``prompt`` and ``answer``, to learn from by the grade; drawn as those of ``train_rows``."""
+        rng = random.Random(mix(seed, "sorting", "prompts"))
+        prompts = islice(draw_prompts(rng, held_out=False), n)
+        return [{"prompt": prompt, "answer": solution(prompt)} for prompt in prompts]
+
     def eval_rows(self, n: int = 500, seed: int = 0) -> list[dict[str, str]]:
         """``n`` held-out prompts as ``prompt`` and ``answer``; no seed of ``train_rows`` ever draws one of them."""
         rng = random.Random(mix(seed, "sorting", "eval"))
@@ -63,6 +89,10 @@ class Sorting:
     def grade(self, prompt: str, completion: str) -> float:
         """1.0 for exactly the prompt's digits in ascending order, else 0.0; nothing else may stand around them."""
         return float(completion == solution(prompt))
+
+    def score(self, prompt: str, completion: str, truncated: bool) -> float:
+        """The reward: ``grade``, but 0.0 for what does not end by itself."""
+        return 0.0 if truncated else self.grade(prompt, completion)
 
     def build_model(self, seed: int = 0) -> "PreTrainedModel":
         """A Llama of 64 x 2 layers with fresh float32 weights, a function of ``seed`` alone; in eval mode."""

@@ -5,7 +5,7 @@ Legend: R rows of the data set, n rows of a step.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from relax.seeding import mix
 if TYPE_CHECKING:
     from relax.data.tokens.tokenized import TokenizedDataset
 
+Int16 = npt.NDArray[np.int16]
 Int64 = npt.NDArray[np.int64]
 
 LENGTH_GROUP_STEPS = 32
@@ -25,6 +26,24 @@ LENGTH_GROUP_STEPS = 32
 
 MIXTURE_EPOCHS = 8
 """Epochs of a packed mixture that are looked at to tell how many steps each has."""
+
+
+class Shared(Protocol):
+    """Rows of which each part, if there are several, has a share of an epoch."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def parts(self) -> Int16 | None:
+        """[R]; which part of a mixture each row is of."""
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """One a part."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each part in an epoch; empty: every row once."""
 
 
 class Step(NamedTuple):
@@ -67,7 +86,7 @@ class Plan:
 
     def __init__(self, data: "TokenizedDataset", batching: Batching) -> None:
         self.data, self.batching = data, batching
-        _check_shares(data)
+        check_shares(data)
         if batching.packing_length is not None and data.lengths.max() > batching.packing_length:
             raise UserError(
                 f"--packing_length={batching.packing_length} must hold the longest row, which has "
@@ -117,7 +136,12 @@ class Plan:
         return [_packed_step([bins[b] for b in cut]) for cut in cuts]
 
 
-def _check_shares(data: "TokenizedDataset") -> None:
+def check_shares(data: Shared) -> None:
+    """Refuse a mixture of which a part would give no row.
+
+    Raises:
+        UserError: such a part.
+    """
     if not data.shares:
         return
     assert data.parts is not None, "a mixture knows the part of each row"
@@ -130,7 +154,7 @@ def _check_shares(data: "TokenizedDataset") -> None:
             )
 
 
-def epoch_order(data: "TokenizedDataset", seed: int, epoch: int, generator: np.random.Generator) -> Int64:
+def epoch_order(data: Shared, seed: int, epoch: int, generator: np.random.Generator) -> Int64:
     """The rows of an epoch, shuffled: each once, or of a mixture with shares as many of each part as it is due.
 
     A part is walked through in passes, over all epochs: no row comes again before each has come once.

@@ -14,8 +14,8 @@ import re
 from itertools import chain, pairwise, takewhile
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from relax.data.chat.template import OTHER_TEMPLATE, ChatTemplate, Span, TemplateFails
-from relax.data.chat.template_fit import check_nothing_left_out, tool_forms
+from relax.data.chat.template import OTHER_TEMPLATE, ChatTemplate, Span
+from relax.data.chat.template_fit import check_nothing_left_out, in_a_form_that_fits
 from relax.data.examples import Chat
 from relax.errors import UserError
 
@@ -68,13 +68,9 @@ class ChatRenderer:
         if train_on != "all":  # what follows the last answer is neither learnt nor seen by it
             answers = chat.answers[-1:] if train_on == "last" else chat.answers
             chat = chat._replace(messages=chat.messages[: answers[-1] + 1], answers=answers)
-        failures: list[TemplateFails] = []
-        for messages in tool_forms(chat.messages):
-            try:
-                return self._learn(chat._replace(messages=messages), train_on)
-            except TemplateFails as failure:
-                failures.append(failure)
-        raise failures[0]
+        return in_a_form_that_fits(
+            chat.messages, lambda messages: self._learn(chat._replace(messages=messages), train_on)
+        )
 
     def _learn(self, chat: Chat, train_on: TrainOn) -> Rendered:
         text, marks = self.template.render_marked(chat.messages, tools=chat.tools)

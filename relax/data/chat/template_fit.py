@@ -1,15 +1,32 @@
 """Does a chat template fit a conversation? The forms of a tool call to offer it, and what it silently leaves out."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from relax.data.chat.template import OTHER_TEMPLATE, ChatTemplate, TemplateFails
 from relax.data.examples import Chat, Message
 from relax.data.formats.messages import THOUGHT_KEYS
 from relax.errors import UserError
 
+_T = TypeVar("_T")
 _END_OF_THOUGHT = "</think>"
 _PLAIN_ROLES = {"system", "user", "assistant"}
+
+
+def in_a_form_that_fits(messages: list[Message], write: Callable[[list[Message]], _T]) -> _T:
+    """What ``write`` makes of the messages in the first of the forms of :func:`tool_forms` that it can write.
+
+    Raises:
+        TemplateFails: it fails on all of them; what it said of the first.
+    """
+    failures: list[TemplateFails] = []
+    for form in tool_forms(messages):
+        try:
+            return write(form)
+        except TemplateFails as failure:
+            failures.append(failure)
+    raise failures[0]
 
 
 def tool_forms(messages: list[Message]) -> list[list[Message]]:
@@ -61,7 +78,7 @@ def _check_turn(chat: Chat, at: int, written: str) -> None:
         else:
             what, advice = f"message {at + 1}, of the role {message['role']!r}", "remove such turns"
         raise UserError(f"the chat template leaves out {what}; {OTHER_TEMPLATE}, or {advice}")
-    is_last_answer = at == chat.answers[-1] == len(chat.messages) - 1
+    is_last_answer = [at] == chat.answers[-1:] and at == len(chat.messages) - 1
     if is_last_answer and _thinks(message) and _label(at, "thought") not in written:
         raise UserError(
             f"the chat template leaves out the thought of message {at + 1}; {OTHER_TEMPLATE}, or remove the thoughts"

@@ -6,7 +6,7 @@ Messages show kinds and short pieces, never a whole value: a cell can be ten meg
 import difflib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from relax.data.examples import Row
@@ -109,6 +109,20 @@ def without_nulls(thing: Any, where: str) -> Any:
     """
     check_depth(thing, where)
     return without_null_keys(thing, untouched=("arguments",))
+
+
+def check_unicode(texts: Iterable[str]) -> None:
+    """Refuse what no tokenizer takes.
+
+    Raises:
+        UserError: a text holds half of a surrogate pair, as a broken JSON escape leaves it.
+    """
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        broken = error.object[error.start]
+        raise UserError(f"the text holds half of a surrogate pair ({broken!r}), which is not Unicode text") from None
 
 
 def check_depth(thing: Any, where: str) -> None:

@@ -127,13 +127,23 @@ def rename(row: object, columns: Mapping[str, str]) -> Row:
     Raises:
         UserError: a name that is not ours, a column that the row does not have, or one that would hide another.
     """
-    row = as_row(row)
-    for ours, theirs in columns.items():
+    for ours in columns:
         if ours not in _COLUMNS:
             raise UserError(
                 f"--columns: no format has a column {shown(ours)}, known are {', '.join(sorted(_COLUMNS))}"
                 f"{suggestion(ours, _COLUMNS)}"
             )
+    return rename_any(row, columns)
+
+
+def rename_any(row: object, columns: Mapping[str, str]) -> Row:
+    """As :func:`rename`, with any names: those of columns that reward functions ask for, too.
+
+    Raises:
+        UserError: a column that the row does not have, or one that would hide another.
+    """
+    row = as_row(row)
+    for ours, theirs in columns.items():
         if theirs not in row:
             raise UserError(
                 f"--columns: {ours!r} is to be {shown(theirs)}, and the row has no such column, it has "

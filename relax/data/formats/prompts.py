@@ -32,10 +32,14 @@ def read_prompt_completion(row: Row) -> Text | Chat:
 
 def read_alpaca(row: Row) -> Text:
     """``output`` is learnt behind ``instruction`` and, if it is there and not empty, ``input``."""
+    return _learnable(Text(alpaca_prompt(row), string(row, "output")), "the output")
+
+
+def alpaca_prompt(row: Row) -> str:
+    """What stands before the answer: ``instruction`` and, if there is one, ``input``, between Alpaca's own words."""
     context = string(row, "input") if row.get("input") is not None else ""
     template = _ALPACA_WITH_INPUT if context else _ALPACA
-    prompt = template.format(instruction=string(row, "instruction"), input=context)
-    return _learnable(Text(prompt, string(row, "output")), "the output")
+    return template.format(instruction=string(row, "instruction"), input=context)
 
 
 def read_messages(row: Row) -> Chat:

@@ -4,7 +4,6 @@ A row is read by its format, turned into text (a conversation: by the chat templ
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from relax.data.chat.learning import ChatRenderer, TrainOn
 from relax.data.examples import Chat, Example, Preference, Prompt, Row, Text, Tokens
-from relax.data.formats.cells import as_row
+from relax.data.formats.cells import as_row, check_unicode
 from relax.data.formats.formats import Format, choose, read_weight, rename
+from relax.data.rows import at
 from relax.data.tokens.drafts import Conversation, Draft, PlainText, ReadyTokens
 from relax.data.tokens.encoded import Encoded, Finisher
 from relax.data.tokens.token_ids import Ids, TokenIds
@@ -102,7 +102,7 @@ class RowEncoder:
         self.options = options or EncodingOptions()
         self.ids = TokenIds(tokenizer)
         self._finisher = Finisher(self.ids, self.options.max_length, self.options.truncation)
-        with _at(where):
+        with at(where):
             columns = self._named(first_row).keys()
             self.format: Format = choose(self.options.format, columns)
         read = {*self.format.columns, *self.format.optional, self.options.weight_column}
@@ -117,18 +117,18 @@ class RowEncoder:
         for batch in _batches(self._prepare(place, row) for place, row in rows):
             ids = iter(self.ids.tokenize([*chain.from_iterable(row.texts for row in batch)]))
             for row in batch:
-                with _at(row.place):
+                with at(row.place):
                     encoded = self._finish(row, [*islice(ids, len(row.texts))])
                 yield encoded
 
     def _prepare(self, place: str, row: Row) -> _Prepared:
-        with _at(place):
+        with at(place):
             weight = 1.0 if self.options.weight_column is None else read_weight(row, self.options.weight_column)
             example = self.format.read(self._named(row))
         self._require(example)
-        with _at(place):
+        with at(place):
             draft = self._draft(example)
-            _check_unicode(draft.texts)
+            check_unicode(draft.texts)
         return _Prepared(place, weight, draft if weight else None)
 
     def _require(self, example: Example) -> None:
@@ -177,15 +177,6 @@ def tokenize_row(row: Row, tokenizer: "PreTrainedTokenizerBase", options: Encodi
     return encoded.sample
 
 
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Puts the place before a user's error."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-
-
 def _batches(rows: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
     """Rows for one call of the tokenizer: many, but not so many that their ids, as Python lists, fill the memory."""
     batch, characters = [], 0
@@ -197,12 +188,3 @@ def _batches(rows: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _check_unicode(texts: list[str]) -> None:
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError as error:
-        broken = error.object[error.start]
-        raise UserError(f"the text holds half of a surrogate pair ({broken!r}), which is not Unicode text") from None
