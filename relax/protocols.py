@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from relax.data.audit import Audit
@@ -111,6 +112,16 @@ class HasExperience(Protocol):
     @property
     def experience(self) -> "Experience | None":
         """Of all ranks, on each of them; None before the first rollout."""
+        ...
+
+
+@runtime_checkable
+class HasReference(Protocol):
+    """A module whose policy is held near a reference; a property, for Python 3.12 does not see a submodule here."""
+
+    @property
+    def reference(self) -> "nn.Module | None":
+        """A frozen model of its own; None where there is none, or an adapter that can be switched off instead."""
         ...
 
 

@@ -124,7 +124,7 @@ class GRPOTrainer(OnPolicyTrainer):
 
     def collect(self, prompts: PromptSource) -> Experience:
         """One iteration's experience: completions, scores, advantages."""
-        asked = prompts.take(self.prompts_per_iteration)
+        asked = prompts.take(prompts.wanted)
         groups = self.generate(asked)
         groups = self.score(groups, asked)
         self._flat_iterations.watch(groups)
@@ -194,7 +194,7 @@ class GRPOTrainer(OnPolicyTrainer):
     def penalized(self, groups: Experience) -> Tensor:
         """[S], scores, less the KL penalty where the method has it there."""
         scores = groups.completions["score"]
-        if not self.objective.kl_in_reward or not self.kl_coef:
+        if not self.objective.kl_in_reward or not self.compares:
             return scores
         kl = KL_ESTIMATORS[self.kl_estimator](groups.tokens["ref_logprobs"] - groups.tokens["logprobs"])
         return penalized_scores(scores, kl.double(), Segments.of(groups.lengths), self.kl_coef)
@@ -208,7 +208,7 @@ class GRPOTrainer(OnPolicyTrainer):
 
     def idle(self, experience: Experience) -> Tensor:
         """[S], bool: completions no better or worse than their group, where only that matters."""
-        penalized = self.kl_coef and not self.objective.kl_in_reward
+        penalized = self.compares and not self.objective.kl_in_reward
         if penalized or self.objective.entropy_coef:
             return torch.zeros(len(experience), dtype=torch.bool)
         return experience.completions["advantage"] == 0

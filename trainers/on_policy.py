@@ -75,7 +75,8 @@ class OnPolicyTrainer(Trainer):
         config: further settings to record.
 
     Attributes:
-        kl_coef: may be set at any time; acts from the next micro-batch on.
+        kl_coef: may be set at any time, unless it was 0 at first; acts from the next micro-batch on.
+        compares: there is a reference.
         experience: the current iteration's, of all ranks; None before the first.
         reference: a frozen model; None where there is no KL penalty, or an adapter that can be switched off instead.
         engine: what completions are sampled by.
@@ -151,7 +152,7 @@ class OnPolicyTrainer(Trainer):
         self.num_generations, self.steps_per_generation = num_generations, steps_per_generation
         self.num_iterations, self.mask_truncated = num_iterations, mask_truncated
         self.temperature, self.stop_strings, self.rollout_memory = temperature, stop_strings or [], rollout_memory
-        self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
+        self.compares, self._kl_coef, self.kl_estimator = kl_coef > 0, kl_coef, kl_estimator
         self.sampling = build_sampling(own, model, tokenizer)
         # In a tuple, where torch does not look: it is neither trained, nor saved, nor ever in training mode.
         self._reference = (frozen_reference(model, reference) if kl_coef else None,)
@@ -173,6 +174,17 @@ class OnPolicyTrainer(Trainer):
         check_rollouts(own, settings)
         others = {name: value for name, value in settings.items() if name not in defaults}
         super().check(batch_size=own["batch_size"], **others)
+
+    @property
+    def kl_coef(self) -> float:
+        """Factor of the KL penalty."""
+        return self._kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        if value and not self.compares:
+            raise UserError(f"kl_coef={value} needs a reference model; construct the trainer with a kl_coef above 0")
+        self._kl_coef = value
 
     @property
     def reference(self) -> nn.Module | None:
@@ -229,12 +241,12 @@ class OnPolicyTrainer(Trainer):
             return experience.with_completions({name: _joined(part[name] for part in parts) for name in parts[0]})
 
     def recall(self, experience: Experience) -> Experience:
-        """The same with ``ref_logprobs`` where there is a KL penalty, and with log-probs as they are trained on.
+        """The same with ``ref_logprobs`` where there is a reference, and with log-probs as they are trained on.
 
         Sampling gives the latter, unless tokens were cut out of its distribution (top-k, top-p, ...).
         """
         with self._timed("recall"):
-            if self.kl_coef:
+            if self.compares:
                 with self._as_reference() as reference:
                     logprobs, _ = self._statistics(reference, experience)
                 experience = experience.with_tokens(ref_logprobs=logprobs)
@@ -296,9 +308,9 @@ class OnPolicyTrainer(Trainer):
     def experience_of(self, iteration: int) -> Experience:
         """What the policy writes in an iteration: now, unless it is there already or a checkpoint brought it."""
         if self.experience is None or self._iteration != iteration:
-            self._iteration = iteration
+            self.experience, self._iteration = None, iteration  # a checkpoint of a failed rollout must not hold the old
             assert self.prompts is not None, "setup refuses a run without prompts"
-            prompts = WalkedPrompts(self.prompts, self.prompts.walk(self.seed), self._next_prompt)
+            prompts = WalkedPrompts(self.prompts, self.seed, self._next_prompt, self.prompts_per_iteration)
             with self.trainer.precision_plugin.forward_context():  # as in training, so that log-probs are the same
                 self._begin(prompts)
             self._next_prompt = prompts.next

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from relax.data.prompts import EncodedPrompt, PromptDataset, PromptWalk
+from relax.data.prompts import EncodedPrompt, PromptDataset
 from relax.experience import Experience
 from relax.rewards import Sample
 from relax.rollout import Sampling
@@ -19,6 +19,11 @@ Asked: TypeAlias = Mapping[int, EncodedPrompt]
 class PromptSource(Protocol):
     """Prompts that have not been asked yet."""
 
+    @property
+    def wanted(self) -> int:
+        """What an iteration learns from."""
+        ...
+
     def take(self, count: int) -> Asked:
         """The next ``count``, or fewer where there are no more."""
         ...
@@ -31,8 +36,8 @@ class WalkedPrompts:
         next: the place in the walk of the first prompt that has not been taken.
     """
 
-    def __init__(self, prompts: PromptDataset, walk: PromptWalk, start: int) -> None:
-        self.prompts, self.walk, self.next = prompts, walk, start
+    def __init__(self, prompts: PromptDataset, seed: int, start: int, wanted: int) -> None:
+        self.prompts, self.walk, self.next, self.wanted = prompts, prompts.walk(seed), start, wanted
 
     def take(self, count: int) -> Asked:
         """See ``PromptSource``. A place in the walk names a prompt: one that comes again gets other completions."""
@@ -46,6 +51,7 @@ class GivenPrompts:
 
     def __init__(self, prompts: PromptDataset) -> None:
         self.left = dict(enumerate(prompts[i] for i in range(len(prompts))))
+        self.wanted = len(prompts)
 
     def take(self, count: int) -> Asked:
         """See ``PromptSource``."""

@@ -178,7 +178,7 @@ class Trainer(L.LightningModule, ABC):
         self._bookmark: Bookmark | None = None
         self._loader: ResumableLoader | None = None
         own = self._own_settings()
-        self.check(**own, **lightning, resume=resume, overwrite=overwrite)
+        Trainer.check(**own, **lightning, resume=resume, overwrite=overwrite)
         check_data(self)
         warn_without_effect(self)
         if gradient_checkpointing:

@@ -3,6 +3,7 @@
 Legend: S completions of the experience, K target tokens of a micro-batch, B its completions.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,25 +20,38 @@ from relax.policy_gradient import Segments, StepTotals
 from relax.seeding import mix
 
 
-@dataclass
 class Minibatch:
-    """A micro-batch of an experience: tokens as the model reads them, and what is known of them."""
+    """A micro-batch of an experience: tokens as the model reads them, and what is known of them.
 
-    batch: Batch
-    segments: Segments
-    """The completions that the K targets are made of."""
-    tokens: dict[str, Tensor]
-    """[K] each, as ``Experience.tokens``."""
-    completions: dict[str, Tensor]
-    """[B] each, as ``Experience.completions``."""
-    totals: StepTotals
-    """Of the whole optimizer step."""
-    computed_tokens: int
-    """Of the whole optimizer step: those of ``totals`` that are in a micro-batch; the others' gradient is 0."""
-    fresh: bool = False
-    """The policy has not been changed since it sampled this: its log-probs are those of sampling."""
-    learns: bool = True
-    """The optimizer step has a gradient."""
+    No dataclass: of one, plugins for true half precision would round every field, and with it the log-probs that ratios
+    are computed from.
+
+    Attributes:
+        batch: K targets, those of B completions.
+        segments: the completions that the targets are made of.
+        tokens: [K] each, as ``Experience.tokens``.
+        completions: [B] each, as ``Experience.completions``.
+        totals: of the whole optimizer step.
+        computed_tokens: of the whole optimizer step: those of ``totals`` that are in a micro-batch; the others' gradient
+            is 0.
+        fresh: the policy has not been changed since it sampled this: its log-probs are those of sampling.
+        learns: the optimizer step has a gradient.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        segments: Segments,
+        tokens: dict[str, Tensor],
+        completions: dict[str, Tensor],
+        totals: StepTotals,
+        *,
+        computed_tokens: int,
+        fresh: bool,
+        learns: bool,
+    ) -> None:
+        self.batch, self.segments, self.tokens, self.completions = batch, segments, tokens, completions
+        self.totals, self.computed_tokens, self.fresh, self.learns = totals, computed_tokens, fresh, learns
 
     @property
     def rows(self) -> list[int]:
@@ -73,13 +87,11 @@ class Minibatch:
         return self._map(Tensor.pin_memory, self.batch.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor], batch: Batch) -> "Minibatch":
-        return replace(
-            self,
-            batch=batch,
-            segments=Segments(*map(function, self.segments)),
-            tokens={name: function(column) for name, column in self.tokens.items()},
-            completions={name: function(column) for name, column in self.completions.items()},
-        )
+        changed = copy.copy(self)
+        changed.batch, changed.segments = batch, Segments(*map(function, self.segments))
+        changed.tokens = {name: function(column) for name, column in self.tokens.items()}
+        changed.completions = {name: function(column) for name, column in self.completions.items()}
+        return changed
 
 
 @dataclass(frozen=True)
