@@ -28,7 +28,7 @@ from relax.lightning_loop import brings_own_loader
 from relax.lora import without_adapter
 from relax.losses import token_logprobs
 from relax.models import pad_id
-from relax.ranks import gathered, share
+from relax.ranks import gathered, over_ranks, share
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
 from relax.rollout import PolicyEngine, RolloutEngine
@@ -162,7 +162,7 @@ class OnPolicyTrainer(Trainer):
         self.sampling_figures: dict[str, float] = {}
         self._rollout_figures: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
-        self._updating_since = 0.0
+        self._updating_since, self._tokens = 0.0, 0  # since then, of this rank
         self._extremes: list[Tensor] = []
         self._learns = True
 
@@ -323,7 +323,7 @@ class OnPolicyTrainer(Trainer):
         with torch.no_grad():
             self.experience = experience = self.collect(prompts)
         self._rollout_figures = rollout_figures(experience, self._seconds) | self.sampling_figures
-        self._updating_since = time.perf_counter()
+        self._updating_since, self._tokens = time.perf_counter(), 0
         return experience
 
     def whole_update(self, rows: Sequence[Row]) -> Minibatch:
@@ -379,6 +379,7 @@ class OnPolicyTrainer(Trainer):
         """Lightning's hook."""
         super().on_train_batch_start(batch, batch_idx)
         self._learns = not isinstance(batch, Minibatch) or batch.learns
+        self._tokens += batch.num_tokens if isinstance(batch, Minibatch) else 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Lightning's hook: where nothing is to be learned, nothing moves, not even by momentum."""
@@ -406,8 +407,10 @@ class OnPolicyTrainer(Trainer):
         own = torch.stack(self._extremes).amax(0) if self._extremes else torch.full((2,), -torch.inf)
         low, high = self.trainer.strategy.reduce(own.to(self.device), reduce_op="max")
         now = time.perf_counter()
-        figures = self._rollout_figures | {"kl_coef": self.kl_coef, "seconds_update": now - self._updating_since}
-        self._updating_since = now
+        seconds, tokens = now - self._updating_since, over_ranks(self.trainer, self._tokens, "sum")
+        self._updating_since, self._tokens = now, 0
+        figures = self._rollout_figures | {"kl_coef": self.kl_coef, "seconds_update": seconds}
+        figures["update_tokens_per_second"] = tokens / seconds
         extremes = {"ratio_min": -low, "ratio_max": high} if high.isfinite() else {}
         return means | extremes | {name: torch.tensor(value) for name, value in figures.items()}
 

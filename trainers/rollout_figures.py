@@ -29,5 +29,5 @@ def rollout_figures(experience: Experience, seconds: Mapping[str, float]) -> dic
     if kl is not None:
         figures["sequence_kl"] = torch.tensor(kl)
     timed = {f"seconds_{name}": value for name, value in seconds.items()}
-    speed = {"rollout_tokens_per_second": float(lengths.sum()) / seconds["rollout"]}
+    speed = {f"{name}_tokens_per_second": float(lengths.sum()) / seconds[name] for name in ("rollout", "scoring")}
     return {name: float(value) for name, value in figures.items()} | timed | speed

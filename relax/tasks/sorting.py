@@ -7,7 +7,7 @@ Not a benchmark of language: a model of 102 thousand parameters learns it on a C
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -90,9 +90,10 @@ class Sorting:
         """1.0 for exactly the prompt's digits in ascending order, else 0.0; nothing else may stand around them."""
         return float(completion == solution(prompt))
 
-    def score(self, prompt: str, completion: str, truncated: bool) -> float:
-        """The reward: ``grade``, but 0.0 for what does not end by itself."""
-        return 0.0 if truncated else self.grade(prompt, completion)
+    def score(self, prompts: Sequence[str], completions: Sequence[str], truncated: Sequence[bool]) -> list[float]:
+        """The reward: ``grade`` of each completion, but 0.0 for what does not end by itself."""
+        answers = zip(prompts, completions, truncated, strict=True)
+        return [0.0 if cut else self.grade(prompt, completion) for prompt, completion, cut in answers]
 
     def build_model(self, seed: int = 0) -> "PreTrainedModel":
         """A Llama of 64 x 2 layers with fresh float32 weights, a function of ``seed`` alone; in eval mode."""

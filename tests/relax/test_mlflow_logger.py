@@ -144,6 +144,24 @@ def test_a_folder_becomes_an_artifact(store: Path, tmp_path: Path) -> None:
     assert [file.path for file in client(store).list_artifacts(logger.run_id, "model")] == ["model/config.json"]
 
 
+def test_a_table_is_kept_with_the_values_and_replaces_the_one_before(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")  # where load_table looks
+    logger = BufferedMLFlowLogger(tmp_path / "run")
+    logger.keep_table("samples", [{"step": 1, "text": "a", "score": None}])
+    assert client(store).list_artifacts(logger.run_id) == []
+    logger.flush()
+    rows = [{"step": 1, "text": "ä\n[b]", "score": 0.5}, {"step": 2, "text": "", "score": 1.0}]
+    logger.keep_table("samples", rows)
+    logger.keep_table("others", [{"x": 1}])
+    logger.finalize("success")
+    run = client(store).get_run(logger.run_id)
+    table = client(store).load_table(run.info.experiment_id, "samples.json", run_ids=[logger.run_id])
+    assert table.to_dict("records") == rows
+    assert {file.path for file in client(store).list_artifacts(logger.run_id)} == {"samples.json", "others.json"}
+
+
 def test_a_run_that_was_deleted_is_begun_anew(store: Path, tmp_path: Path) -> None:
     first = BufferedMLFlowLogger(tmp_path / "run", save_dir=store).run_id
     client(store).delete_run(first)
