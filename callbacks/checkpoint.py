@@ -95,9 +95,9 @@ class Checkpoint(LightningCheckpoint):
     def on_evaluation_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Mapping[str, float], seconds: float
     ) -> None:
-        """`Evaluate`'s hook, before ``on_train_batch_end``; what it finds before the first step is never the best."""
+        """`Evaluate`'s hook, before ``on_train_batch_end``. Before the first step there is nothing to save."""
         if self.monitor in figures:
-            self._monitored_step, self._evaluated = trainer.global_step, True
+            self._monitored_step, self._evaluated = trainer.global_step or -1, True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Inside an epoch: save what the validation found to be best, and a due optimizer step with it."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,15 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from relax.atomic_file import atomic_write
-from relax.errors import storage_error
 from relax.lightning_loop import logged_metrics, step_is_logged
+from relax.step_lines import append, take_over
 
 _FLUSH_SECONDS = 5.0
 _FLUSH_ROWS = 100
 
 
 class MetricsFile(L.Callback):
-    """Appends what was logged: a row every ``log_every_n_steps`` optimizer steps and one at the end of a validation.
+    """Appends what was logged: a row every ``log_every_n_steps`` optimizer steps, and one a validation or evaluation.
 
     A row holds ``step`` (optimizer steps done), ``epoch``, ``seconds`` (of training so far, over all its resumptions)
     and every metric logged since the row before, in full precision, NaN and infinities as Python's json writes them.
@@ -55,8 +54,8 @@ class MetricsFile(L.Callback):
         self._rows, self._seen = [], {}
         self._active = trainer.is_global_zero
         self._started = self._flushed = time.monotonic()
-        if self._active and self.path.exists():
-            self._take_over(trainer.global_step, resumed=trainer.ckpt_path is not None)
+        if self._active:
+            take_over(self.path, trainer.global_step, resumed=trainer.ckpt_path is not None, what="metrics")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Lightning's hook."""
@@ -67,6 +66,13 @@ class MetricsFile(L.Callback):
         """Lightning's hook."""
         if self._active and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._add_row(trainer)
+
+    def on_evaluation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Mapping[str, float], seconds: float
+    ) -> None:
+        """`Evaluate`'s hook."""
+        if self._active:
+            self._keep(trainer, {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Rows that a resumed run will not write again must not be lost."""
@@ -89,10 +95,12 @@ class MetricsFile(L.Callback):
         metrics = logged_metrics(trainer)
         fresh = {name: value for name, value in metrics.items() if not _same(value, self._seen.get(name))}
         self._seen |= fresh
-        if not fresh:
-            return
+        if fresh:
+            self._keep(trainer, fresh)
+
+    def _keep(self, trainer: L.Trainer, metrics: dict[str, Tensor]) -> None:
         place = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self._elapsed(), 3)}
-        self._rows.append((place, fresh))  # still tensors: reading them here would wait for the device at every step
+        self._rows.append((place, metrics))  # still tensors: reading them here would wait for the device at every step
         if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
             self._flush()
 
@@ -102,24 +110,7 @@ class MetricsFile(L.Callback):
             return
         numbers = _numbers([metrics for _, metrics in rows])
         lines = [json.dumps(place | metrics | place) for (place, _), metrics in zip(rows, numbers, strict=True)]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write("".join(f"{line}\n" for line in lines))
-        except OSError as error:
-            raise storage_error(self.path, error) from error
-
-    def _take_over(self, step: int, resumed: bool) -> None:
-        lines = self.path.read_text().splitlines()
-        if not resumed and lines:
-            old = self.path.with_name(f"{self.path.name}.old")
-            self.path.rename(old)
-            warnings.warn(f"{self.path} held the metrics of another run: renamed to {old.name}", stacklevel=2)
-            return
-        kept = [line for line in lines if _step(line) <= step]
-        if kept != lines:
-            with atomic_write(self.path) as file:
-                file.write("".join(f"{line}\n" for line in kept).encode())
+        append(self.path, lines)
 
 
 def _same(value: Tensor, before: Tensor | None) -> bool:
@@ -135,11 +126,3 @@ def _numbers(rows: list[dict[str, Tensor]]) -> list[dict[str, float]]:
             kinds.setdefault((value.dtype, value.device), []).append(value)
     numbers = {kind: iter(torch.stack(values).tolist()) for kind, values in kinds.items()}
     return [{name: next(numbers[value.dtype, value.device]) for name, value in row.items()} for row in rows]
-
-
-def _step(line: str) -> float:
-    """The step of a row; infinite for a line that a killed writer left incomplete."""
-    try:
-        return float(json.loads(line)["step"])
-    except json.JSONDecodeError:
-        return float("inf")

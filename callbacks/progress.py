@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import lightning as L
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from relax.lightning_loop import step_completed, training_ends
+from relax.lightning_loop import logged_metrics, step_completed, training_ends
 
 LABELS = {"train/loss": "loss", "train/learning_rate": "lr", "throughput/tokens_per_second": "tokens/s"}
 _BAR_SECONDS = 0.25
@@ -67,8 +68,15 @@ class Progress(ProgressBar):
         """One line of figures."""
         if self._display is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+        figures = {k: float(v) for k, v in logged_metrics(trainer).items() if k.startswith("val")}
         self._display.note(f"step {trainer.global_step}  {_format(figures)}")
+
+    def on_evaluation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Mapping[str, float], seconds: float
+    ) -> None:
+        """`Evaluate`'s hook: one line of figures."""
+        if self._display is not None:
+            self._display.note(f"step {trainer.global_step}  {_format(figures)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook."""
@@ -144,7 +152,7 @@ def _figures(trainer: L.Trainer, outputs: Any) -> dict[str, float]:
     return figures | marked
 
 
-def _format(figures: dict[str, float]) -> str:
+def _format(figures: Mapping[str, float]) -> str:
     return "  ".join(
         f"{name} {value:,.0f}" if value >= 1e4 else f"{name} {value:.4g}" for name, value in figures.items()
     )

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -44,7 +45,8 @@ class Throughput(L.Callback):
     """Logs ``throughput/tokens_per_second``, ``throughput/peak_memory_gb`` and, where the peak is known, ``.../mfu``.
 
     Tokens are those of all ranks without padding, from batches that have ``num_tokens``; seconds are wall time since
-    they were last logged, validation left out. So is the first optimizer step of a process (compilation, warm-up).
+    they were last logged, validation and evaluation left out. So is the first optimizer step of a process
+    (compilation, warm-up).
 
     MFU (model FLOPs utilization, arXiv 2204.02311) counts, for N parameters, 2 N FLOPs a token forward, 2 N backward to
     the activations and 2 N_trainable to the weights: 6 N for full fine-tuning, about 4 N under LoRA. Attention and
@@ -82,6 +84,12 @@ class Throughput(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let it run again."""
         self._since += time.perf_counter() - self._paused
+
+    def on_evaluation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Mapping[str, float], seconds: float
+    ) -> None:
+        """`Evaluate`'s hook: leave it out."""
+        self._since += seconds
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

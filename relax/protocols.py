@@ -143,7 +143,7 @@ class HasSampling(Protocol):
 
 @runtime_checkable
 class WatchesEvaluation(Protocol):
-    """A callback that is told the figures of `Evaluate`, which asks outside of Lightning's validation."""
+    """A callback or module that is told the figures of `Evaluate`, which asks outside of Lightning's validation."""
 
     def on_evaluation_end(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", figures: Mapping[str, float], seconds: float

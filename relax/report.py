@@ -11,6 +11,7 @@ from torch import nn
 
 from relax import run_folder
 from relax.data.audit import LOG_WIDTH, TEXT_FILE, Audit, audit_lines, save_audit
+from relax.data.prompts import PromptDataset
 from relax.data.tokens.tokenized import TokenizedDataset
 from relax.models import count_parameters
 from relax.ranks import is_main_process
@@ -48,6 +49,12 @@ def describe_data(name: str, data: TokenizedDataset) -> str:
         line += f"; {report.truncated:,} rows cut to --max_length"
     dropped = ", ".join(f"{count:,} rows dropped ({reason})" for reason, count in report.dropped.items())
     return f"{line}; {dropped}" if dropped else line
+
+
+def describe_prompts(train: PromptDataset | None, held_out: PromptDataset | None) -> list[str]:
+    """How many, how long, and how many were too long."""
+    lines = [] if train is None else [f"Training data: {train.describe()}"]
+    return lines if held_out is None else [*lines, f"Held-out data: {held_out.describe()}"]
 
 
 def say_audit(audit: Audit, folder: Path | None) -> None:

@@ -1,7 +1,8 @@
 """Warnings of a trainer: settings that will have no effect, or one that will not be wanted."""
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -40,6 +41,20 @@ def warn_of_settings_for_another_trainer(trainer: "Trainer") -> None:
     if given:
         warnings.warn(
             f"{', '.join(given)}: no effect with a lightning.Trainer of your own; give them to it", stacklevel=3
+        )
+
+
+def warn_of_a_loader_of_prompts(settings: Mapping[str, Any]) -> None:
+    """When each batch of such a loader is one update: what is about how iterations are made and cut.
+
+    Args:
+        settings: of an on-policy trainer, by name.
+    """
+    idle = {"micro_batch_size": None, "max_tokens_per_micro_batch": None, "steps_per_generation": 1}
+    idle |= {"num_iterations": 1, "dynamic_sampling": False}
+    if given := [name for name, value in idle.items() if settings.get(name, value) != value]:
+        warnings.warn(
+            f"{', '.join(given)}: no effect with a loader of prompts, each batch of which is one update", stacklevel=3
         )
 
 

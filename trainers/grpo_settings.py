@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from relax import checks
 from relax.errors import UserError
@@ -68,22 +68,30 @@ def warn_without_effect(own: Mapping[str, Any], objective: Objective) -> None:
 
 
 class FlatIterations:
-    """Counts iterations, one after another, in which all completions of every prompt scored the same."""
+    """Counts iterations, one after another, in which no prompt has completions that score differently and count."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def watch(self, experience: Experience) -> None:
-        """Count this one; warn when there are too many, with the likely reasons."""
-        scores = experience.completions["score"]
-        flat = bool(without_variance(scores, experience.groups).all())
-        self.count = self.count + 1 if flat else 0
-        if self.count != FLAT_ITERATIONS:
-            return
-        warnings.warn(f"nothing to learn for {self.count} iterations: {_reason(experience, scores)}", stacklevel=4)
+    def watch(self, experience: Experience, trained: Tensor) -> None:
+        """Count this one; warn when there are too many, with the likely reasons.
+
+        Args:
+            experience: with ``score``.
+            trained: [S], bool: completions that are learned from.
+        """
+        flat = without_variance(experience.completions["score"], experience.groups)
+        left_out = ~trained.view(-1, experience.num_samples).any(1)
+        self.count = self.count + 1 if bool((flat | left_out).all()) else 0
+        if self.count == FLAT_ITERATIONS:
+            reason = _reason(experience, trained)
+            warnings.warn(f"nothing to learn for {self.count} iterations: {reason}", stacklevel=4)
 
 
-def _reason(experience: Experience, scores: torch.Tensor) -> str:
+def _reason(experience: Experience, trained: Tensor) -> str:
+    if not bool(trained.any()):
+        return "every completion is cut off, and --mask_truncated leaves those out; raise --max_new_tokens"
+    scores = experience.completions["score"]
     cut = float(experience.completions["truncated"].double().mean())
     if bool((scores == scores[0]).all()):
         reason = f"every completion scores {float(scores[0]):g}; the task is solved, too hard, or the reward is wrong"

@@ -36,6 +36,7 @@ from relax.rewards.specs import Entry
 from trainers.grpo_settings import METHOD, FlatIterations, build_method, check_method, warn_without_effect
 from trainers.on_policy import OnPolicyTrainer
 from trainers.prompting import PromptSource
+from trainers.rollout_figures import rollout_figures
 from trainers.settings import defaults_of
 
 
@@ -127,7 +128,7 @@ class GRPOTrainer(OnPolicyTrainer):
         asked = prompts.take(prompts.wanted)
         groups = self.generate(asked)
         groups = self.score(groups, asked)
-        self._flat_iterations.watch(groups)
+        self._flat_iterations.watch(groups, self.trained(groups))
         if self.dynamic_sampling:
             groups = self.with_variance(groups, prompts)
         groups = self.recall(groups)
@@ -180,14 +181,15 @@ class GRPOTrainer(OnPolicyTrainer):
         wanted, drawn, rounds = len(groups.prompts), groups, 1
         while rounds < self.max_sampling_rounds:
             varied = int((~_flat(drawn)).sum())
-            share = max(varied, 1) / len(drawn.prompts)
-            fresh = prompts.take(min(wanted, math.ceil((wanted - varied) / share)))
+            missing, share = max(0, wanted - varied), max(varied, 1) / len(drawn.prompts)
+            fresh = prompts.take(min(wanted, math.ceil(missing / share)))
             if not fresh:
                 break
             drawn = Experience.joined([drawn, self.score(self.generate(fresh), fresh)])
             rounds += 1
         flat = _flat(drawn)
-        self.sampling_figures = {"groups_without_variance": float(flat.double().mean()), "prompts_asked": len(flat)}
+        # Of all that were asked: those that are kept are neither as good nor as bad as the policy is.
+        self.sampling_figures = rollout_figures(drawn, self._seconds) | {"prompts_asked": float(len(flat))}
         order = torch.argsort(flat.int(), stable=True)[:wanted]
         return drawn.chosen(sorted(order.tolist()))
 
@@ -203,8 +205,8 @@ class GRPOTrainer(OnPolicyTrainer):
         """The same with the tokens that are learned from, where not all are."""
         if self.top_entropy_share is None:
             return groups
-        entropy = groups.tokens["entropy"]
-        return groups.with_tokens(selected=entropy >= top_entropy_threshold(entropy, self.top_entropy_share))
+        entropy, trained = groups.tokens["entropy"], Segments.of(groups.lengths).spread(self.trained(groups))
+        return groups.with_tokens(selected=entropy >= top_entropy_threshold(entropy[trained], self.top_entropy_share))
 
     def idle(self, experience: Experience) -> Tensor:
         """[S], bool: completions no better or worse than their group, where only that matters."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relax import causal_lm
 from relax.data.batching.epoch import BatchBuilder, EpochBatches, PlannedBatches
 from relax.data.batching.loader import BatchSource, Bookmark, ResumableLoader
 from relax.data.batching.planning import Step
@@ -53,7 +52,7 @@ def _identity(trainer: "Trainer", builder: BatchBuilder) -> dict[str, Any]:
         **{name: trainer.hparams[name] for name in trainer.bound},
         # With a budget of tokens it also depends on how many epochs there are, and on padding.
         "number of micro-batches a step": layout.accumulate,
-        "frozen weights": causal_lm.frozen_digest(trainer.model),
+        **trainer.frozen_digests,
     }
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Self
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from relax.data.batching.epoch import BatchBuilder
 from relax.data.examples import Row
 from relax.data.prompts import PromptDataset, encode_prompts
 from relax.data.rows import Rows
-from relax.data.sources.dataset_rows import named
 from relax.dropout import has_dropout
 from relax.errors import UserError
 from relax.experience import Experience, Minibatch
@@ -32,8 +32,9 @@ from relax.ranks import gathered, over_ranks, share
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
 from relax.rollout import PolicyEngine, RolloutEngine
-from trainers.on_policy_settings import build_sampling, check_rollouts, frozen_reference
-from trainers.prompting import Asked, GivenPrompts, PromptSource, WalkedPrompts, samples_of
+from trainers.advice import warn_of_a_loader_of_prompts
+from trainers.on_policy_settings import NOT_ON_POLICY, build_sampling, check_rollouts, frozen_reference
+from trainers.prompting import Asked, GivenPrompts, PromptSource, WalkedPrompts, prepare_prompts, samples_of
 from trainers.rollout_batches import RolloutBatches, layout, layout_of_one_update, minibatches
 from trainers.rollout_figures import rollout_figures
 from trainers.settings import defaults_of
@@ -88,7 +89,7 @@ class OnPolicyTrainer(Trainer):
     """
 
     bound: ClassVar[tuple[str, ...]] = (
-        *Trainer.bound,
+        *(name for name in Trainer.bound if name not in NOT_ON_POLICY),
         *("num_generations", "steps_per_generation", "num_iterations", "max_new_tokens", "min_new_tokens"),
         *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_strings", "stop_token_ids"),
         *("mask_truncated", "kl_estimator"),
@@ -134,12 +135,7 @@ class OnPolicyTrainer(Trainer):
         scorers = rewards if isinstance(rewards, Rewards) else build_rewards(rewards)
         reading = {name: own[name] for name in ("data_format", "columns", "system_prompt", "max_dropped_share")}
         reading |= {"as_chat": prompts_as_chat, "max_length": max_prompt_length}
-        prompts = train_dataset
-        if prompts is not None and not isinstance(prompts, PromptDataset):
-            where = "training data"
-            prompts = encode_prompts(named(prompts, where), tokenizer, where=where, **reading)
-        if prompts is not None:
-            scorers.check_columns(prompts[0].row.keys())
+        prompts = None if train_dataset is None else prepare_prompts(train_dataset, tokenizer, scorers, reading)
         super().__init__(
             model,
             tokenizer,
@@ -155,7 +151,9 @@ class OnPolicyTrainer(Trainer):
         self.compares, self._kl_coef, self.kl_estimator = kl_coef > 0, kl_coef, kl_estimator
         self.sampling = build_sampling(own, model, tokenizer)
         # In a tuple, where torch does not look: it is neither trained, nor saved, nor ever in training mode.
-        self._reference = (frozen_reference(model, reference) if kl_coef else None,)
+        self._reference = (frozen_reference(model, reference, kl_coef),)
+        # Now: later it may have another precision, or follow the policy.
+        self._reference_digest = None if self.reference is None else causal_lm.frozen_digest(self.reference)
         self.engine: RolloutEngine
         self.experience: Experience | None = None
         self._iteration, self._next_prompt = -1, 0
@@ -164,7 +162,7 @@ class OnPolicyTrainer(Trainer):
         self._seconds: dict[str, float] = {}
         self._updating_since, self._tokens = 0.0, 0  # since then, of this rank
         self._extremes: list[Tensor] = []
-        self._learns = True
+        self._learns = False  # the optimizer step under way has a gradient
 
     @classmethod
     def check(cls, **settings: Any) -> None:
@@ -191,11 +189,19 @@ class OnPolicyTrainer(Trainer):
         """The frozen model of the KL penalty, if there is one apart from the policy's base."""
         return self._reference[0]
 
+    def _own_settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._own_settings().items() if name not in NOT_ON_POLICY}
+
     # What an iteration is made of
 
     @abstractmethod
     def collect(self, prompts: PromptSource) -> Experience:
         """Roll out, score, and say what is to be learned: one iteration's experience, the same on every rank."""
+
+    def trained(self, experience: Experience) -> Tensor:
+        """[S], bool: completions that are learned from; the others are in no denominator either."""
+        truncated = experience.completions["truncated"]
+        return ~truncated if self.mask_truncated else torch.ones_like(truncated)
 
     @abstractmethod
     def idle(self, experience: Experience) -> Tensor:
@@ -300,6 +306,16 @@ class OnPolicyTrainer(Trainer):
         """Iterations that ask every prompt once."""
         return 1 if self.prompts is None else -(-len(self.prompts) // self.prompts_per_iteration)
 
+    @property
+    def frozen_digests(self) -> dict[str, str | None]:
+        """As in the parent, and of the reference as it was at the start."""
+        return super().frozen_digests | {"reference weights": self._reference_digest}
+
+    @property
+    def rehearsed(self) -> str:
+        """What a dry run trains on."""
+        return "the first iteration"
+
     def longest_row(self) -> int:
         """Tokens of a prompt and its completion, at most."""
         longest = 0 if self.prompts is None else int(self.prompts.lengths.max())
@@ -336,7 +352,9 @@ class OnPolicyTrainer(Trainer):
         encoded = encode_prompts(everywhere, self.tokenizer, where="the batch of prompts", **self.reading)
         experience = self._begin(GivenPrompts(encoded))
         builder = layout_of_one_update(self._batches.builder, len(experience), self.trainer.world_size)
-        return minibatches(self, experience, builder, passes=1, steps_per_pass=1)[0].to(self.device)
+        batch = minibatches(self, experience, builder, passes=1, steps_per_pass=1)[0]
+        self._note(batch)
+        return batch.to(self.device)
 
     # Lightning's hooks
 
@@ -345,6 +363,8 @@ class OnPolicyTrainer(Trainer):
         self.experience, self._iteration, self._next_prompt = None, -1, 0  # a checkpoint, read later, may bring others
         if self.prompts is None and not brings_own_loader(self.trainer):
             raise UserError("train_dataset must be given, or a loader of prompts to lightning.Trainer.fit")
+        if brings_own_loader(self.trainer):
+            warn_of_a_loader_of_prompts(self.hparams)
         super().setup(stage)
         with self.trainer.precision_plugin.forward_context():
             self.engine = PolicyEngine(self.model, memory=self.rollout_memory)
@@ -375,11 +395,16 @@ class OnPolicyTrainer(Trainer):
         finally:
             self.rewards.close()
 
+    def on_train_start(self) -> None:
+        """Lightning's hook."""
+        super().on_train_start()
+        self._updating_since = time.perf_counter()  # for an experience that a checkpoint brought
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Lightning's hook."""
         super().on_train_batch_start(batch, batch_idx)
-        self._learns = not isinstance(batch, Minibatch) or batch.learns
-        self._tokens += batch.num_tokens if isinstance(batch, Minibatch) else 0
+        if isinstance(batch, Minibatch):
+            self._note(batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Lightning's hook: where nothing is to be learned, nothing moves, not even by momentum."""
@@ -387,6 +412,16 @@ class OnPolicyTrainer(Trainer):
         self._extremes.clear()
         if not self._learns:
             self.zero_grad()  # an optimizer leaves out parameters without a gradient
+        self._learns = False
+
+    def on_evaluation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Any, seconds: float) -> None:
+        """Hook of ``callbacks.Evaluate``: its time is no part of the update's."""
+        self._updating_since += seconds
+
+    def _note(self, batch: Minibatch) -> None:
+        """Whether the optimizer step learns something, and the tokens that it is computed on."""
+        self._learns |= batch.learns
+        self._tokens += batch.num_tokens
 
     @torch.no_grad()
     def row_losses(self, batch: Any) -> dict[int, float]:

@@ -5,12 +5,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from relax import causal_lm, checks
 from relax.errors import UserError
 from relax.policy_gradient import KL_ESTIMATORS
 from relax.rollout import Sampling, StopStrings
+from relax.rollout.memory import budget_tokens
 from relax.rollout.texts import end_of_text_ids
 
 NOT_ON_POLICY = {
@@ -38,8 +40,13 @@ def check_rollouts(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             raise UserError(
                 f"--{name}={given[name]} is about rows to learn from, which a policy writes itself; drop it"
             )
+    if given.get("val_dataset") is not None:
+        raise UserError(
+            "val_dataset holds rows to learn from, which a policy writes itself; give held-out prompts to "
+            "callbacks.Evaluate"
+        )
     names = ("num_generations", "steps_per_generation", "num_iterations", "max_prompt_length", "batch_size")
-    checks.positive(**{name: own[name] for name in names})
+    checks.positive(**{name: own[name] for name in (*names, "temperature")})
     checks.between(0, 1, max_dropped_share=own["max_dropped_share"])
     checks.between(0, 1000, kl_coef=own["kl_coef"])
     checks.one_of(KL_ESTIMATORS, kl_estimator=own["kl_estimator"])
@@ -50,6 +57,9 @@ def check_rollouts(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             f"{completions}; try --batch_size={-(-own['batch_size'] // group) * group}"
         )
     Sampling(**{name: own[name] for name in SAMPLING})
+    if isinstance(own["stop_strings"], str):
+        raise UserError(f"--stop_strings must be a list of texts, got the text {own['stop_strings']!r}")
+    budget_tokens(own["rollout_memory"], 1, torch.device("cpu"))  # can it be read?
     budget, longest = given.get("max_tokens_per_micro_batch"), (own["max_prompt_length"] or 0) + own["max_new_tokens"]
     if budget is not None and own["max_prompt_length"] is None:
         raise UserError("--max_tokens_per_micro_batch needs to know the longest sequence: give --max_prompt_length")
@@ -69,6 +79,9 @@ def build_sampling(own: Mapping[str, Any], model: nn.Module, tokenizer: Any) -> 
     stop_ids = own["stop_token_ids"]
     if stop_ids is None:
         stop_ids = end_of_text_ids(model, tokenizer)
+    size = causal_lm.base_model(model).get_input_embeddings().num_embeddings
+    if impossible := [i for i in own["stop_token_ids"] or [] if not 0 <= i < size]:
+        raise UserError(f"--stop_token_ids must be tokens of the model, 0 to {size - 1}, got {impossible[0]}")
     strings = own["stop_strings"]
     if not stop_ids and not strings:
         warnings.warn(
@@ -83,8 +96,15 @@ def build_sampling(own: Mapping[str, Any], model: nn.Module, tokenizer: Any) -> 
     )
 
 
-def frozen_reference(model: nn.Module, given: nn.Module | None) -> nn.Module | None:
-    """A model that stays as it is: ``given``, or a copy; None under an adapter, which can be switched off instead."""
+def frozen_reference(model: nn.Module, given: nn.Module | None, kl_coef: float) -> nn.Module | None:
+    """A model that stays as it is: ``given``, or a copy; None under an adapter, which can be switched off instead.
+
+    None, too, where there is no KL penalty.
+    """
+    if not kl_coef:
+        if given is not None:
+            warnings.warn("reference has no effect without --kl_coef", stacklevel=4)
+        return None
     if given is None and causal_lm.is_adapted(model):
         return None
     return (copy.deepcopy(model) if given is None else given).requires_grad_(False).eval()

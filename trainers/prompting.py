@@ -1,11 +1,14 @@
 """Where the prompts of an iteration come from, and what reward functions are shown of what became of them."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from relax.data.prompts import EncodedPrompt, PromptDataset
+from relax.data.prompts import EncodedPrompt, PromptDataset, encode_prompts, reward_columns
+from relax.data.rows import Rows
+from relax.data.sources.dataset_rows import named
+from relax.errors import UserError
 from relax.experience import Experience
-from relax.rewards import Sample
+from relax.rewards import Rewards, Sample
 from relax.rollout import Sampling
 from relax.rollout.texts import completion_text
 
@@ -57,6 +60,34 @@ class GivenPrompts:
         """See ``PromptSource``."""
         numbers = list(self.left)[:count]
         return {number: self.left.pop(number) for number in numbers}
+
+
+def prepare_prompts(
+    data: Rows | PromptDataset, tokenizer: "PreTrainedTokenizerBase", rewards: Rewards, reading: Mapping[str, Any]
+) -> PromptDataset:
+    """The tokenized prompts of a run, once it is known that ``rewards`` find their columns in the rows.
+
+    Args:
+        data: rows, or prompts that are tokenized already.
+        tokenizer: the policy's.
+        rewards: that will score the answers.
+        reading: keywords of ``encode_prompts``.
+
+    Raises:
+        UserError: rows that are not at hand, lack a column, or have no prompt that can be asked.
+    """
+    if isinstance(data, PromptDataset):
+        rewards.check_columns(data[0].row.keys())
+        return data
+    if not isinstance(data, Sized):
+        raise UserError(
+            "prompts must be at hand, to be asked in any order, got rows that come one after another "
+            f"({type(data).__name__}); give a list of them, or drop --streaming"
+        )
+    where = "training data"
+    rows = named(data, where)
+    rewards.check_columns(reward_columns(rows, reading["columns"], where=where))
+    return encode_prompts(rows, tokenizer, where=where, **reading)
 
 
 def samples_of(

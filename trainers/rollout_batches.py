@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch.utils.data import Dataset, Subset
 
 from relax.data.batching.epoch import BatchBuilder
@@ -41,10 +40,9 @@ def minibatches(
     trainer: "OnPolicyTrainer", experience: Experience, builder: BatchBuilder, *, passes: int, steps_per_pass: int
 ) -> ExperienceBatches:
     """An experience as the optimizer steps of an iteration."""
-    truncated = experience.completions["truncated"]
-    trained = ~truncated if trainer.mask_truncated else torch.ones_like(truncated)
     shuffling = mix(trainer.seed, "minibatches", experience.numbers[0])
-    steps = plan_passes(trained, trainer.idle(experience), passes=passes, steps_per_pass=steps_per_pass, seed=shuffling)
+    trained, idle = trainer.trained(experience), trainer.idle(experience)
+    steps = plan_passes(trained, idle, passes=passes, steps_per_pass=steps_per_pass, seed=shuffling)
     return ExperienceBatches(experience, steps, builder, trainer.sampling.max_new_tokens)
 
 

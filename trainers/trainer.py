@@ -177,7 +177,7 @@ class Trainer(L.LightningModule, ABC):
         self._rehearses = False
         self._bookmark: Bookmark | None = None
         self._loader: ResumableLoader | None = None
-        own = self._own_settings()
+        own = self._own_settings()  # without those of subclasses, which check theirs themselves
         Trainer.check(**own, **lightning, resume=resume, overwrite=overwrite)
         check_data(self)
         warn_without_effect(self)
@@ -487,6 +487,11 @@ class Trainer(L.LightningModule, ABC):
     def compiles_loss(self) -> bool:
         """Whether the softmax over the vocabulary is compiled: where asked, else on CUDA."""
         return self.device.type == "cuda" if self.compile_loss is None else self.compile_loss
+
+    @property
+    def frozen_digests(self) -> dict[str, str | None]:
+        """Of weights that no checkpoint holds: a run can only be resumed with the same."""
+        return {"frozen weights": causal_lm.frozen_digest(self.model)}
 
     # Details
 

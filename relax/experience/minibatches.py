@@ -32,8 +32,7 @@ class Minibatch:
         tokens: [K] each, as ``Experience.tokens``.
         completions: [B] each, as ``Experience.completions``.
         totals: of the whole optimizer step.
-        computed_tokens: of the whole optimizer step: those of ``totals`` that are in a micro-batch; the others' gradient
-            is 0.
+        computed_tokens: of the whole optimizer step: tokens that are in a micro-batch; the gradient of others is 0.
         fresh: the policy has not been changed since it sampled this: its log-probs are those of sampling.
         learns: the optimizer step has a gradient.
     """

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from relax.causal_lm import base_model
 from relax.errors import UserError
 from relax.modes import evaluating
+from relax.rollout import graphs
+from relax.rollout.attention_choice import kept_attention
 from relax.rollout.memory import budget_tokens, plan_slots
 from relax.rollout.noise import stream_keys
 from relax.rollout.probe import cacheable_tokens, find_ability
 from relax.rollout.protocol import Rollouts
 from relax.rollout.rows import LiveRows, Row
-from relax.rollout.runners import RecomputeRunner, Runner, SlotRunner, kept_attention
+from relax.rollout.runners import PromptRunner, RecomputeRunner, Runner, SlotRunner
 from relax.rollout.sampler import Sampler
 from relax.rollout.sampling import Sampling
 from relax.rollout.scheduler import Scheduler, group_rows
@@ -58,6 +60,8 @@ class PolicyEngine:
             self._ability = find_ability(self._model)
         if self._ability.reason:
             self._warn(f"{self._ability.reason}; ReLax decodes it one prompt at a time")
+        if self._ability.unrecorded:
+            self._warn(f"{self._ability.unrecorded}; ReLax decodes it without CUDA graphs")
 
     def generate(
         self,
@@ -109,12 +113,15 @@ class PolicyEngine:
             return self._ability.make_slow_runner(self._model), SLOW_ROWS
         budget = budget_tokens(self._memory, self._ability.token_bytes, self._model.device)
         num_rows, num_columns = plan_slots(budget, len(rows), longest, sampling.max_new_tokens)
+        if sampling.max_new_tokens == 1:
+            return PromptRunner(self._model, piece_tokens=PIECE_TOKENS), num_rows
         runner = SlotRunner(
             self._model,
             num_rows=num_rows,
             num_columns=num_columns,
             longest_prompt=longest,
             piece_tokens=PIECE_TOKENS,
+            record=None if self._ability.unrecorded else graphs.recorder(self._model.device),
         )
         return runner, num_rows
 

@@ -6,6 +6,7 @@ ones. What shows in long rows alone is known by name instead: kinds of layers, r
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from relax.isolation import alike
+from relax.rollout import graphs
+from relax.rollout.attention_choice import kept_attention
 from relax.rollout.prompts import read_prompts
 from relax.rollout.rows import Row
-from relax.rollout.runners import EqualLengthRunner, RecomputeRunner, Runner, SlotRunner, kept_attention
+from relax.rollout.runners import EqualLengthRunner, RecomputeRunner, Runner, SlotRunner
 from relax.rollout.scheduler import Group
 
 _STEPS = 5
@@ -33,6 +36,8 @@ class Ability:
     """Why not in slots, the end of a sentence that begins with the model's name; empty if it can."""
     token_bytes: int
     """Memory of one token in a slot; 0 if there are none."""
+    unrecorded: str = ""
+    """Why steps in slots are not recorded, where the device could (``relax.rollout.graphs``); empty if they are."""
 
 
 def find_ability(model: PreTrainedModel) -> Ability:
@@ -40,7 +45,10 @@ def find_ability(model: PreTrainedModel) -> Ability:
     reason = _known_obstacle(model) or _fault(model, _small_slots)
     if not reason:
         layers = read_prompts(model, [[0]], 1)[0].layers
-        return Ability(None, "", sum(x[0, :, 0].nbytes for layer in layers for x in (layer.keys, layer.values)))
+        token_bytes = sum(x[0, :, 0].nbytes for layer in layers for x in (layer.keys, layer.values))
+        record = graphs.recorder(model.device)
+        unrecorded = "" if record is None else _fault(model, partial(_small_slots, record=record))
+        return Ability(None, "", token_bytes, unrecorded)
     return Ability(RecomputeRunner if _fault(model, EqualLengthRunner) else EqualLengthRunner, reason, 0)
 
 
@@ -75,9 +83,9 @@ def _known_obstacle(model: PreTrainedModel) -> str:
     return ""
 
 
-def _small_slots(model: PreTrainedModel) -> SlotRunner:
+def _small_slots(model: PreTrainedModel, record: graphs.Record | None = None) -> SlotRunner:
     """So small that prompts are read in pieces and columns run out, in a probe of ``_STEPS``."""
-    return SlotRunner(model, num_rows=4, num_columns=11, longest_prompt=7, piece_tokens=12)
+    return SlotRunner(model, num_rows=4, num_columns=11, longest_prompt=7, piece_tokens=12, record=record)
 
 
 def _fault(model: PreTrainedModel, make_runner: Callable[[PreTrainedModel], Runner]) -> str:
@@ -110,7 +118,7 @@ def _decode(runner: Runner, model: PreTrainedModel) -> list[tuple[list[list[int]
         live = [[*ids, (ids[-1] * 5 + place + 3) % vocabulary] for place, ids in enumerate(live)]
         tokens, positions = [ids[-1] for ids in live], [len(ids) - 1 for ids in live]
         logits = runner.decode(*(torch.tensor(x, device=model.device) for x in (tokens, positions)))
-        decoded.append((live, logits))
+        decoded.append((live, logits.clone()))  # the next recorded step writes to the same place
     return decoded
 
 

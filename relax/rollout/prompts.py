@@ -1,11 +1,52 @@
 """Reading prompts: the model's own attention and masks over left-padded rows, long ones in pieces."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
+
+from relax.rollout.attention_choice import use_attention
+from relax.rollout.scheduler import Group
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """P prompts that the model has read."""
+
+    cache: DynamicCache
+    """Keys and values, right-aligned."""
+    lengths: list[int]
+    """[P], tokens."""
+    copies: list[int]
+    """[P], how many rows want to go on from each."""
+    logits: Tensor
+    """[rows, V], of the rows' first tokens."""
+
+
+class PromptReader:
+    """Reads the prompts of groups with the attention that the model has now.
+
+    Args:
+        model: a causal language model.
+        piece_tokens: prompt tokens that go through it at one time.
+    """
+
+    def __init__(self, model: PreTrainedModel, piece_tokens: int) -> None:
+        self._model, self._piece_tokens = model, piece_tokens
+        self._attention = model.config._attn_implementation
+
+    def read(self, groups: Sequence[Group]) -> Iterator[ReadPrompts]:
+        """In parts, in order, each dropped before the next is read."""
+        use_attention(self._model, self._attention)
+        for run in split_prompts([len(group.prompt) for group in groups], self._piece_tokens):
+            part = groups[run.start : run.stop]
+            cache, logits = read_prompts(self._model, [group.prompt for group in part], self._piece_tokens)
+            copies = [len(group.rows) for group in part]
+            first = logits.repeat_interleave(torch.tensor(copies).to(logits.device), 0)
+            yield ReadPrompts(cache, [len(group.prompt) for group in part], copies, first)
 
 
 def read_prompts(

@@ -1,10 +1,10 @@
-"""Computation: the policy's own modules, asked for the next logits of the live rows. Three ways, fast to slow.
+"""Computation: the policy's own modules, asked for the next logits of the live rows. Ways to do it, fast to slow.
 
 Legend: n live rows, V vocabulary, G rows of one prompt.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from relax.rollout import slot_attention
-from relax.rollout.prompts import read_prompts, split_prompts
+from relax.rollout.columns import FixedColumns, SlicedColumns
+from relax.rollout.graphs import Record
+from relax.rollout.prompts import PromptReader
 from relax.rollout.scheduler import Group
-from relax.rollout.slots import Slots
+from relax.rollout.slots import Slots, layer_windows
+from relax.rollout.steps import FixedStep, Step, next_logits
 
 
 class Runner(Protocol):
@@ -48,53 +50,80 @@ class SlotRunner:
         num_columns: of each slot, tokens.
         longest_prompt: tokens.
         piece_tokens: prompt tokens that go through the model at one time.
+        record: how decoding steps are recorded; None: they are not.
     """
 
     mixes_prompts = True
 
     def __init__(
-        self, model: PreTrainedModel, *, num_rows: int, num_columns: int, longest_prompt: int, piece_tokens: int
+        self,
+        model: PreTrainedModel,
+        *,
+        num_rows: int,
+        num_columns: int,
+        longest_prompt: int,
+        piece_tokens: int,
+        record: Record | None = None,
     ) -> None:
-        self._model, self._piece_tokens = model, piece_tokens
-        self._own_attention = model.config._attn_implementation
-        self._size = (num_rows, num_columns, longest_prompt)
+        self._model, self._reader, self._record = model, PromptReader(model, piece_tokens), record
+        self._num_rows, self._num_columns, self._longest_prompt = num_rows, num_columns, longest_prompt
         self._slots: Slots | None = None  # until the first prompt shows what a layer's memory looks like
+        self._step: Step | None = None
 
     def admit(self, groups: Sequence[Group]) -> Tensor:
         """See ``Runner``."""
-        _use_attention(self._model, self._own_attention)
-        lengths = [len(group.prompt) for group in groups]
-        copies = [len(group.rows) for group in groups]
-        parts = []
-        for run in split_prompts(lengths, self._piece_tokens):
-            part = slice(run.start, run.stop)
-            cache, logits = read_prompts(self._model, [group.prompt for group in groups[part]], self._piece_tokens)
+        logits = []
+        for part in self._reader.read(groups):
             if self._slots is None:
-                self._slots = Slots(*self._size, like=cache)
-            self._slots.add(cache, lengths[part], copies[part])
-            parts.append(logits.repeat_interleave(torch.tensor(copies[part]).to(logits.device), 0))
-        return torch.cat(parts)
+                self._slots, self._step = self._take_memory(part.cache)
+            self._slots.add(part.cache, part.lengths, part.copies)
+            logits.append(part.logits)
+        return torch.cat(logits)
 
     def decode(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """See ``Runner``."""
         assert self._slots is not None
+        assert self._step is not None
         self._slots.make_room()
-        _use_attention(self._model, slot_attention.NAME)
-        output = self._model(
-            input_ids=tokens[:, None],
-            attention_mask=self._slots.mask,
-            position_ids=positions[:, None],
-            past_key_values=self._slots,
-            use_cache=True,
-        )
-        self._slots.step()
-        logits: Tensor = output.logits[:, -1]
+        logits = self._step(tokens, positions)
+        self._slots.advance()
         return logits
 
     def keep(self, places: Sequence[int]) -> None:
         """See ``Runner``."""
         assert self._slots is not None
         self._slots.keep(places)
+
+    def _take_memory(self, like: DynamicCache) -> tuple[Slots, Step]:
+        model, size, at = self._model, self._num_columns, self._longest_prompt
+        if self._record is None:
+            slots = Slots(self._num_rows, SlicedColumns(size, at), like)
+            return slots, partial(next_logits, model, slots)
+        types = model.config.get_text_config().to_dict().get("layer_types")
+        columns = FixedColumns(size, at, layer_windows(like), types, model.device)
+        slots = Slots(self._num_rows, columns, like)
+        return slots, FixedStep(model, slots, columns, self._num_rows, self._record)
+
+
+class PromptRunner:
+    """Reads prompts and decodes nothing, for completions of one token: they need no memory."""
+
+    mixes_prompts = True
+
+    def __init__(self, model: PreTrainedModel, *, piece_tokens: int) -> None:
+        self._reader = PromptReader(model, piece_tokens)
+
+    def admit(self, groups: Sequence[Group]) -> Tensor:
+        """See ``Runner``."""
+        return torch.cat([part.logits for part in self._reader.read(groups)])
+
+    def decode(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """See ``Runner``; never called."""
+        raise AssertionError("a completion has one token here")
+
+    def keep(self, places: Sequence[int]) -> None:
+        """See ``Runner``."""
+        assert not places
 
 
 class EqualLengthRunner:
@@ -158,19 +187,3 @@ class RecomputeRunner:
     def _forward(self) -> Tensor:
         logits: Tensor = self._model(input_ids=self._ids, use_cache=False).logits[:, -1]
         return logits
-
-
-@contextmanager
-def kept_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Whatever attention the model uses meanwhile, it has its own again in the end."""
-    before = model.config._attn_implementation
-    try:
-        yield
-    finally:
-        _use_attention(model, before)
-
-
-def _use_attention(model: PreTrainedModel, name: str) -> None:
-    """Masks need no registering: a ready one passes through transformers as it is."""
-    if model.config._attn_implementation != name:  # a walk through all modules
-        model.set_attn_implementation(name)

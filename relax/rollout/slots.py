@@ -7,23 +7,15 @@ columns, a row that joins is written so that it ends at the write column. When c
 Legend: R rows, H heads, S columns, D head size, P prompts.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-
-@dataclass
-class Columns:
-    """Which columns are in use, shared by all layers."""
-
-    size: int
-    at: int
-    """The next one to write."""
-    first: int
-    """The first one that a live row has."""
+from relax.rollout.columns import Columns, Mask
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
@@ -32,9 +24,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
     def __init__(self, columns: Columns, num_rows: int, like: CacheLayerMixin, window: int | None) -> None:
         super().__init__()
         self.columns, self.window, self.is_sliding = columns, window, window is not None
-        # Zeros, not garbage: a masked column has weight 0, and 0 x NaN is NaN.
         self.keys, self.values = (
-            x.new_zeros(num_rows, x.shape[1], columns.size, x.shape[3]) for x in (like.keys, like.values)
+            _zeros((num_rows, x.shape[1], columns.size, x.shape[3]), like=x) for x in (like.keys, like.values)
         )
         self.is_initialized = True
 
@@ -43,12 +34,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **options: object) -> tuple[Tensor, ...]:
         """Write the new token's states [n, H, 1, D]; what it may look at, [n, H, columns, D] each."""
-        columns, rows = self.columns, len(key_states)
-        end = columns.at + 1
-        first = columns.first if self.window is None else max(columns.first, end - self.window)
-        self.keys[:rows, :, columns.at] = key_states[:, :, 0]
-        self.values[:rows, :, columns.at] = value_states[:, :, 0]
-        return self.keys[:rows, :, first:end], self.values[:rows, :, first:end]
+        rows = len(key_states)
+        self.columns.write(self.keys, key_states)
+        self.columns.write(self.values, value_states)
+        return tuple(self.columns.seen(memory, rows, self.window) for memory in self.tensors())
 
     def get_seq_length(self) -> int:
         """Columns written, as if no row had joined late; the rows' own lengths are in their position ids."""
@@ -72,54 +61,56 @@ class Slots(Cache):  # type: ignore[misc, unused-ignore]
 
     Args:
         num_rows: R.
-        num_columns: S, at least the longest prompt and its completion.
-        longest_prompt: of all prompts that will ever join; the write column never falls below it.
+        columns: S of them, at least the longest prompt and its completion, none written yet; the write column never
+            falls below where it begins, which is the longest prompt that will ever join.
         like: a cache of the model, any rows: what its layers look like.
     """
 
-    def __init__(self, num_rows: int, num_columns: int, longest_prompt: int, like: DynamicCache) -> None:
-        self._columns = Columns(num_columns, longest_prompt, longest_prompt)
-        self._longest_prompt = longest_prompt
+    def __init__(self, num_rows: int, columns: Columns, like: DynamicCache) -> None:
+        self.columns, self._longest_prompt = columns, columns.at
         self.starts: list[int] = []
-        windows = [layer.sliding_window if layer.is_sliding else None for layer in like.layers]
-        pairs = zip(like.layers, windows, strict=True)
-        super().__init__(layers=[SlotLayer(self._columns, num_rows, layer, window) for layer, window in pairs])
-        self._mask = self.layers[0].keys.new_zeros(num_rows, 1, 1, num_columns)
+        pairs = zip(like.layers, layer_windows(like), strict=True)
+        super().__init__(layers=[SlotLayer(columns, num_rows, layer, window) for layer, window in pairs])
+        self._mask = self.layers[0].keys.new_full((num_rows, 1, 1, columns.size), -torch.inf)
 
-    @property
-    def mask(self) -> Tensor:
-        """[n, 1, 1, columns in use and the next one], to be added to attention scores."""
-        return self._mask[: len(self.starts), :, :, self._columns.first : self._columns.at + 1]
+    def mask(self, rows: int) -> Mask:
+        """Of the first ``rows`` rows, for what they may look at in the step to come."""
+        return self.columns.mask(self._mask, rows)
 
     def add(self, read: DynamicCache, lengths: Sequence[int], copies: Sequence[int]) -> None:
         """Let rows join: ``copies[p]`` of each of the P prompts in ``read``, right-aligned, ``lengths[p]`` tokens."""
-        at, first = self._columns.at, len(self.starts)
+        at, first = self.columns.at, len(self.starts)
         owners = torch.arange(len(lengths)).repeat_interleave(torch.tensor(copies)).to(self._mask.device)
         rows = slice(first, first + len(owners))
         for layer, source in zip(self.layers, read.layers, strict=True):
             for ours, theirs in zip(layer.tensors(), (source.keys, source.values), strict=True):
                 ours[rows, :, at - theirs.shape[2] : at] = theirs[owners]
-        self._mask[rows] = 0
+        self._mask[rows] = -torch.inf
         for length, count in zip(lengths, copies, strict=True):
-            self._mask[len(self.starts) : len(self.starts) + count, :, :, : at - length] = -torch.inf
+            self._mask[len(self.starts) : len(self.starts) + count, :, :, at - length : at] = 0
             self.starts += [at - length] * count
-        self._columns.first = min(self.starts)
+        self.columns.first = min(self.starts)
 
-    def step(self) -> None:
+    def advance(self) -> None:
         """Say that the write column has been written by every layer."""
-        self._columns.at += 1
+        self.columns.at += 1
 
     def make_room(self) -> None:
-        """See to it that a column is free."""
-        columns = self._columns
-        if columns.at < columns.size:
-            return
+        """See to it that a column is free, and let every row look at it."""
+        columns = self.columns
+        if columns.at == columns.size:
+            self._slide_left()
+        # Of places without a live row, too: a row that sees no column at all would be NaN for ever.
+        self._mask[..., columns.at] = 0
+
+    def _slide_left(self) -> None:
+        columns = self.columns
         shift = min(columns.first, columns.at - self._longest_prompt)
         assert shift > 0, "a row is longer than the columns allow"
         for tensor in (x for layer in self.layers for x in layer.tensors()):
             _slide(tensor, 2, shift)
         _slide(self._mask, 3, shift)
-        self._mask[..., columns.size - shift :] = 0
+        self._mask[..., columns.size - shift :] = -torch.inf
         columns.at, columns.first = columns.at - shift, columns.first - shift
         self.starts = [start - shift for start in self.starts]
 
@@ -129,14 +120,29 @@ class Slots(Cache):  # type: ignore[misc, unused-ignore]
         self.starts = [self.starts[place] for place in places]
         if moves:
             new, old = torch.tensor(moves, device=self._mask.device).unbind(1)
-            used = slice(self._columns.first, self._columns.at)
+            used = slice(self.columns.first, self.columns.at)
             for keys, values in (layer.tensors() for layer in self.layers):
                 keys[new, :, used] = keys[old, :, used]
                 values[new, :, used] = values[old, :, used]
             self._mask[new] = self._mask[old]
         if not places:
-            self._columns.at = self._longest_prompt
-        self._columns.first = min(self.starts, default=self._columns.at)
+            self.columns.at = self._longest_prompt
+        self.columns.first = min(self.starts, default=self.columns.at)
+
+
+def layer_windows(like: DynamicCache) -> list[int | None]:
+    """Of each layer, how many tokens it looks back; None: all."""
+    return [layer.sliding_window if layer.is_sliding else None for layer in like.layers]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros, not garbage: a masked column has weight 0, and 0 x NaN is NaN.
+
+    On a CPU, numpy's: what rows end too early to use is then never written nor taken from the system.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
 
 
 def _slide(tensor: Tensor, dim: int, shift: int) -> None:

@@ -64,6 +64,12 @@ def test_memory_decides_how_many_rows_decode_together_and_nothing_else(
     same(generate(PolicyEngine(model, memory=memory)), reference)
 
 
+def test_one_token_needs_no_memory(model: PreTrainedModel, reference: Rollouts) -> None:
+    found = generate(PolicyEngine(model), sampling=Sampling(max_new_tokens=1, stop_ids=STOPS))
+    assert found.completions() == [ids[:1] for ids in reference.completions()]
+    assert {*found.finish_reasons} == {"stop", "length"}
+
+
 def test_looking_for_finished_rows_less_often_changes_nothing(model: PreTrainedModel, reference: Rollouts) -> None:
     same(generate(PolicyEngine(model, steps_between_checks=7)), reference)
     same(generate(PolicyEngine(model, memory=300, steps_between_checks=4)), reference)

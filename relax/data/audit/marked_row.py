@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from relax.data.tokens.tokenized import Sample
+from relax.visible_text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,9 +21,6 @@ Kind: TypeAlias = Literal["read", "trained", "left out"]
 SHOWN_TOKENS = 320
 SHOWN_STRETCHES = 12
 _CONTEXT_TOKENS = 8  # a tokenizer that writes spaces before words needs to see what stands before a stretch
-# What would move the cursor, recolour the terminal or reorder a line is shown, not obeyed.
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)} - {ord("\n"), ord("\t")}
-_VISIBLE = {code: repr(chr(code))[1:-1] for code in _CONTROLS}
 
 
 @dataclass(frozen=True)
@@ -83,4 +81,4 @@ def _decode(tokenizer: "PreTrainedTokenizerBase", sample: Sample, start: int, en
         for a, b in ((first, start), (first, end), (start, end))
     )
     text: str = both[len(before) :] if both.startswith(before) else alone
-    return text.translate(_VISIBLE)
+    return visible(text, lines=True)
