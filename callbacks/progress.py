@@ -14,12 +14,17 @@ from rich.progress import Progress as RichProgress
 
 from relax.lightning_loop import logged_metrics, step_completed, training_ends
 
-LABELS = {"train/loss": "loss", "train/learning_rate": "lr", "throughput/tokens_per_second": "tokens/s"}
+LABELS = {
+    "train/loss": "loss",
+    "train/reward": "reward",
+    "train/learning_rate": "lr",
+    "throughput/tokens_per_second": "tokens/s",
+}
 _BAR_SECONDS = 0.25
 
 
 class Progress(ProgressBar):
-    """Shows steps, time left, loss, learning rate, tokens a second and whatever is logged with ``prog_bar=True``.
+    """Shows steps, time left, loss, reward, learning rate, tokens a second and whatever is logged with ``prog_bar=True``.
 
     It writes to stderr and reads metrics, which waits for the device, only when it shows them.
 

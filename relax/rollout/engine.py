@@ -89,6 +89,19 @@ class PolicyEngine:
             self._decode(runner, Scheduler(group_rows(rows), capacity, runner.mixes_prompts), sampling)
         return _rollouts(rows, num_samples, torch.promote_types(self._model.dtype, torch.float32))
 
+    def check_longest(self, prompt_tokens: int, sampling: Sampling) -> None:
+        """For the start of a run: refuse at once what ``generate`` would when it comes to the longest prompt.
+
+        Raises:
+            UserError: it gets longer than the model allows, or than ``memory``.
+        """
+        self._check_length(prompt_tokens, sampling.max_new_tokens)
+        if self._ability.make_slow_runner is None:
+            plan_slots(self._budget_tokens(), 1, prompt_tokens, sampling.max_new_tokens)
+
+    def _budget_tokens(self) -> int:
+        return budget_tokens(self._memory, self._ability.token_bytes, self._model.device)
+
     @contextmanager
     def _generating(self) -> Iterator[None]:
         """Leave no trace in the model: neither its modes nor its attention change, and it can be trained as before."""
@@ -111,8 +124,7 @@ class PolicyEngine:
             return RecomputeRunner(self._model), SLOW_ROWS
         if self._ability.make_slow_runner is not None:
             return self._ability.make_slow_runner(self._model), SLOW_ROWS
-        budget = budget_tokens(self._memory, self._ability.token_bytes, self._model.device)
-        num_rows, num_columns = plan_slots(budget, len(rows), longest, sampling.max_new_tokens)
+        num_rows, num_columns = plan_slots(self._budget_tokens(), len(rows), longest, sampling.max_new_tokens)
         if sampling.max_new_tokens == 1:
             return PromptRunner(self._model, piece_tokens=PIECE_TOKENS), num_rows
         runner = SlotRunner(
