@@ -24,7 +24,7 @@ _BAR_SECONDS = 0.25
 
 
 class Progress(ProgressBar):
-    """Shows steps, time left, loss, reward, learning rate, tokens a second and whatever is logged with ``prog_bar=True``.
+    """Shows steps, time left, loss, reward, learning rate, tokens a second and what is logged with ``prog_bar=True``.
 
     It writes to stderr and reads metrics, which waits for the device, only when it shows them.
 

@@ -367,9 +367,10 @@ class OnPolicyTrainer(Trainer):
             warn_of_a_loader_of_prompts(self.hparams)
         super().setup(stage)
         with self.trainer.precision_plugin.forward_context():
-            self.engine = engine = PolicyEngine(self.model, memory=self.rollout_memory)
+            engine = PolicyEngine(self.model, memory=self.rollout_memory)
         if self.prompts is not None:
             engine.check_longest(int(self.prompts.lengths.max()), self.sampling)
+        self.engine = engine
         self.noisy = has_dropout(self.model)
 
     def build_batches(self, *, packed: bool) -> RolloutBatches:

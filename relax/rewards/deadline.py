@@ -1,48 +1,83 @@
-"""A call that is given up after a time limit, wherever it hangs, from any thread. What hangs is not ended by this:
-a thread cannot be; only a process can (``relax.rewards.workers``).
+"""Calls that are given up after a time limit each, wherever they hang, from any thread. What hangs is not ended by
+this: a thread cannot be; only a process can (``relax.rewards.workers``).
 """
 
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class DeadlinePassed(Exception):  # noqa: N818
-    """The call was given up; it may still be running."""
+def call_each(calls: Sequence[Callable[[], T]], seconds: float | None, late: Callable[[float], T]) -> list[T]:
+    """The results of ``calls``, made one after another; what one raises is raised here, and ends them.
 
+    With a limit they are made in one thread, and in a new one after each call that is given up.
 
-class _Call(Generic[T]):
-    """A call and what came of it."""
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        self.call = call
-        self.result: list[T] = []
-        self.error: BaseException | None = None
-
-    def __call__(self) -> None:
-        try:
-            self.result.append(self.call())
-        except BaseException as error:  # noqa: BLE001, raised again in the caller's thread
-            self.error = error
-
-
-def call_with_deadline(call: Callable[[], T], seconds: float | None) -> T:
-    """``call()``, in a thread of its own if there is a limit; its exceptions are raised here.
-
-    Raises:
-        DeadlinePassed: it took longer than ``seconds``. Code that holds Python's lock all the while (a regular
-            expression, a power of huge integers) cannot be given up on.
+    Args:
+        seconds: For each call; None: no limit, and no thread.
+        late: Given ``seconds``, what stands in for the result of a call that took longer, and may still be running.
+            Code that holds Python's lock all the while (a regular expression, a power of huge integers) cannot be
+            given up on.
     """
     if seconds is None:
-        return call()
-    pending = _Call(call)
-    thread = threading.Thread(target=pending, name="reward", daemon=True)  # at exit nobody waits for one that hangs
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise DeadlinePassed
-    if pending.error is not None:
-        raise pending.error
-    return pending.result[0]
+        return [call() for call in calls]
+    results: list[T] = []
+    while len(results) < len(calls):
+        results += _Series(calls[len(results) :]).results_within(seconds)
+        if len(results) < len(calls):
+            results.append(late(seconds))
+    return results
+
+
+class _Series(Generic[T]):
+    """Calls that one thread makes, the next as soon as one ends: a thread for each would cost more than most calls."""
+
+    def __init__(self, calls: Sequence[Callable[[], T]]) -> None:
+        self._waiting = deque(calls)
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+        self._began = time.monotonic()  # the call under way
+        self._lock = threading.Lock()  # so that a call either ends or is given up
+
+    def results_within(self, seconds: float) -> list[T]:
+        """The results up to the first call that takes longer than ``seconds``; no other is begun after that one."""
+        thread = threading.Thread(target=self._work, name="reward", daemon=True)  # at exit nobody waits for it
+        try:
+            thread.start()
+            thread.join(seconds)
+            while thread.is_alive():
+                left, results = self._look(seconds)
+                if left <= 0:
+                    return results
+                thread.join(left)
+        finally:
+            with self._lock:
+                self._waiting.clear()  # after Ctrl-C, too, nothing more is begun
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+    def _look(self, seconds: float) -> tuple[float, list[T]]:
+        """How long the call under way may still take, and the results before it; out of time, it is the last."""
+        with self._lock:
+            left = self._began + seconds - time.monotonic()
+            if left <= 0:
+                self._waiting.clear()
+            return left, [*self._results]
+
+    def _work(self) -> None:
+        try:
+            call: Callable[[], T] | None = self._waiting.popleft()
+            while call is not None:
+                call = self._next(call())
+        except BaseException as error:  # noqa: BLE001, raised again in the caller's thread
+            self._error = error
+
+    def _next(self, result: T) -> Callable[[], T] | None:
+        with self._lock:
+            self._results.append(result)
+            self._began = time.monotonic()
+            return self._waiting.popleft() if self._waiting else None

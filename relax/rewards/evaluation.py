@@ -5,6 +5,7 @@ import math
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from relax.rewards.binding import Signature
-from relax.rewards.deadline import DeadlinePassed, call_with_deadline
+from relax.rewards.deadline import call_each
 from relax.rewards.samples import Fault, Outcome, Sample, one_line
 
 MAX_CONCURRENT = 64  # calls of an async function that are under way together
@@ -54,12 +55,12 @@ def evaluate(reward: Reward, samples: Sequence[Sample], seconds: float | None) -
     if reward.signature.batched:
         arguments = reward.signature.batch_arguments(samples)
         return _read_scores(_guarded(lambda: reward.function(**arguments), seconds), len(samples))
-    return [_evaluate_one(reward, sample, seconds) for sample in samples]
+    return call_each([partial(_evaluate_one, reward, sample) for sample in samples], seconds, took_longer)
 
 
-def _evaluate_one(reward: Reward, sample: Sample, seconds: float | None) -> Outcome:
+def _evaluate_one(reward: Reward, sample: Sample) -> Outcome:
     arguments = reward.signature.arguments(sample)
-    return _read_score(_guarded(lambda: reward.function(**arguments), seconds))
+    return _read_score(_caught(lambda: reward.function(**arguments)))
 
 
 async def _each_async(reward: Reward, samples: Sequence[Sample], seconds: float | None) -> list[Outcome]:
@@ -78,10 +79,14 @@ async def _batch_async(reward: Reward, samples: Sequence[Sample], seconds: float
 
 
 def _guarded(call: Callable[[], Any], seconds: float | None) -> Any:
+    """What ``call`` gives, or the fault that it is."""
+    [result] = call_each([lambda: _caught(call)], seconds, took_longer)
+    return result
+
+
+def _caught(call: Callable[[], Any]) -> Any:
     try:
-        return call_with_deadline(call, seconds)
-    except DeadlinePassed:
-        return took_longer(seconds)
+        return call()
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001, the mixture says what follows
         return _raised(error)
 

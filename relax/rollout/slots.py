@@ -7,10 +7,8 @@ columns, a row that joins is written so that it ends at the write column. When c
 Legend: R rows, H heads, S columns, D head size, P prompts.
 """
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
@@ -24,8 +22,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
     def __init__(self, columns: Columns, num_rows: int, like: CacheLayerMixin, window: int | None) -> None:
         super().__init__()
         self.columns, self.window, self.is_sliding = columns, window, window is not None
+        # Zeros, not garbage: a masked column has weight 0, and 0 x NaN is NaN.
         self.keys, self.values = (
-            _zeros((num_rows, x.shape[1], columns.size, x.shape[3]), like=x) for x in (like.keys, like.values)
+            x.new_zeros(num_rows, x.shape[1], columns.size, x.shape[3]) for x in (like.keys, like.values)
         )
         self.is_initialized = True
 
@@ -133,16 +132,6 @@ class Slots(Cache):  # type: ignore[misc, unused-ignore]
 def layer_windows(like: DynamicCache) -> list[int | None]:
     """Of each layer, how many tokens it looks back; None: all."""
     return [layer.sliding_window if layer.is_sliding else None for layer in like.layers]
-
-
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros, not garbage: a masked column has weight 0, and 0 x NaN is NaN.
-
-    On a CPU, numpy's: what rows end too early to use is then never written nor taken from the system.
-    """
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
 
 
 def _slide(tensor: Tensor, dim: int, shift: int) -> None:
