@@ -1,7 +1,9 @@
 """What a function is given, and what its answers mean; faults are told apart without raising."""
 
 import asyncio
+import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -39,7 +41,7 @@ def test_a_plain_function_gets_what_it_names() -> None:
 
 
 def test_a_batched_function_gets_lists_and_none_where_a_row_lacks_a_column() -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def reward(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
         seen.update(columns, prompts=prompts, completions=completions)
@@ -124,9 +126,92 @@ def test_a_function_that_wants_to_exit_does_not_end_the_run_unseen(seconds: floa
     assert fault.what.startswith("raised SystemExit: 0")
 
 
+class Recorder:
+    """Sleeps as many seconds as the completion says, or fails; keeps which calls began, and in which threads."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.threads: set[threading.Thread] = set()
+
+    def __call__(self, completion: str) -> float:
+        self.begun.append(completion)
+        self.threads.add(threading.current_thread())
+        time.sleep(float(completion))
+        return float(completion)
+
+
+LATE = Fault("took longer than 0.2 s", over_limit=True)
+
+
 def test_a_plain_function_that_hangs_is_given_up_and_the_others_count() -> None:
-    late = Fault("took longer than 0.2 s", over_limit=True)
-    assert outcomes(reward_functions.misbehave, "hang", "fine", seconds=0.2) == [late, 1.0]
+    fine, hang, wrong = "fine", "hang", "raise"
+    results = outcomes(reward_functions.misbehave, fine, hang, wrong, fine, hang, hang, fine, seconds=0.2)
+    assert isinstance(results[2], Fault)
+    assert "ZeroDivisionError" in results[2].what
+    assert [*results[:2], *results[3:]] == [1.0, LATE, 1.0, LATE, LATE, 1.0]
+
+
+def test_one_thread_makes_all_calls_and_another_goes_on_after_each_that_hangs() -> None:
+    quick, hanging, unlimited = Recorder(), Recorder(), Recorder()
+    completions = [f"{i / 1e6}" for i in range(100)]
+    assert outcomes(quick, *completions, seconds=30) == [float(c) for c in completions]
+    assert len(quick.threads) == 1
+    assert all(thread.daemon for thread in quick.threads)
+    assert outcomes(hanging, "60", "0", "60", "0", "60", seconds=0.2) == [LATE, 0.0, LATE, 0.0, LATE]
+    assert len(hanging.threads) == 3
+    outcomes(unlimited, *completions)
+    assert unlimited.threads == {threading.current_thread()}
+
+
+def test_the_limit_is_for_each_call_and_not_for_all() -> None:
+    reward = Recorder()
+    assert outcomes(reward, *["0.08"] * 8, seconds=0.4) == [0.08] * 8
+    assert len(reward.threads) == 1
+
+
+def test_a_call_that_ends_after_it_was_given_up_is_followed_by_no_other() -> None:
+    reward = Recorder()
+    assert outcomes(reward, "0", "0.5", "0.01", "0.02", seconds=0.2) == [0.0, LATE, 0.01, 0.02]
+    for thread in reward.threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert reward.begun == ["0", "0.5", "0.01", "0.02"]
+
+
+def test_ctrl_c_ends_the_wait_and_what_is_under_way_is_the_last_call() -> None:
+    reward = Recorder()
+
+    def interrupted(completion: str) -> float:
+        if completion == "0.3":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return reward(completion)
+
+    with pytest.raises(KeyboardInterrupt):
+        outcomes(interrupted, "0.3", "0", seconds=30)
+    for thread in reward.threads:
+        thread.join(10)
+    assert reward.begun == ["0.3"]
+
+
+@pytest.mark.parametrize("seconds", [None, 30])
+def test_what_is_no_fault_of_the_function_is_raised_and_ends_the_calls(seconds: float | None) -> None:
+    begun = []
+
+    def reward(completion: str) -> float:
+        begun.append(completion)
+        if completion == "stop":
+            raise KeyboardInterrupt("by hand")
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt, match="by hand"):
+        outcomes(reward, "a", "stop", "b", seconds=seconds)
+    assert begun == ["a", "stop"]
+
+
+@pytest.mark.parametrize("seconds", [None, 30])
+def test_a_score_is_read_before_the_next_call(seconds: float | None) -> None:
+    total = torch.zeros(())
+    assert outcomes(lambda completion: total.add_(1), "a", "b", "c", seconds=seconds) == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("function", [reward_functions.misbehave_together])
