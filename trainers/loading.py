@@ -52,7 +52,7 @@ def _identity(trainer: "Trainer", builder: BatchBuilder) -> dict[str, Any]:
         **{name: trainer.hparams[name] for name in trainer.bound},
         # With a budget of tokens it also depends on how many epochs there are, and on padding.
         "number of micro-batches a step": layout.accumulate,
-        **trainer.frozen_digests,
+        **trainer.beside_checkpoint,
     }
 
 

@@ -307,9 +307,10 @@ class OnPolicyTrainer(Trainer):
         return 1 if self.prompts is None else -(-len(self.prompts) // self.prompts_per_iteration)
 
     @property
-    def frozen_digests(self) -> dict[str, str | None]:
-        """As in the parent, and of the reference as it was at the start."""
-        return super().frozen_digests | {"reference weights": self._reference_digest}
+    def beside_checkpoint(self) -> dict[str, Any]:
+        """As in the parent; also the reference as it was at the start, and the rewards and their weights."""
+        rewards = {reward.name: reward.weight for reward in self.rewards.functions}
+        return super().beside_checkpoint | {"reference weights": self._reference_digest, "rewards": rewards}
 
     @property
     def rehearsed(self) -> str:
@@ -450,6 +451,8 @@ class OnPolicyTrainer(Trainer):
         figures = self._rollout_figures | {"kl_coef": self.kl_coef, "seconds_update": seconds}
         figures["update_tokens_per_second"] = tokens / seconds
         extremes = {"ratio_min": -low, "ratio_max": high} if high.isfinite() else {}
+        if not self._learns:  # of what was not computed, entropy and the like are unknown, and not 0
+            means, extremes = {"loss": means["loss"]}, {}
         return means | extremes | {name: torch.tensor(value) for name, value in figures.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -489,8 +489,8 @@ class Trainer(L.LightningModule, ABC):
         return self.device.type == "cuda" if self.compile_loss is None else self.compile_loss
 
     @property
-    def frozen_digests(self) -> dict[str, str | None]:
-        """Of weights that no checkpoint holds: a run can only be resumed with the same."""
+    def beside_checkpoint(self) -> dict[str, Any]:
+        """What no checkpoint holds, and a run can only be resumed with as it was, by its name in messages."""
         return {"frozen weights": causal_lm.frozen_digest(self.model)}
 
     # Details

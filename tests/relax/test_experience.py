@@ -26,8 +26,8 @@ def experience(prompts: list[list[int]] = PROMPTS, first: int = 0) -> Experience
     lengths = torch.randint(1, 8, (len(prompts) * SAMPLES,), generator=generator)
     ids = torch.randint(4, 14, (int(lengths.sum()),), generator=generator)
     places = [i + t / 100 for i, n in enumerate(lengths.tolist()) for t in range(n)]
-    reasons = ["length" if n == 7 else "stop" for n in lengths.tolist()]
-    rollouts = Rollouts(ids, torch.tensor(places, dtype=torch.float64), lengths, reasons, SAMPLES)  # type: ignore[arg-type]
+    reasons: Any = ["length" if n == 7 else "stop" for n in lengths.tolist()]
+    rollouts = Rollouts(ids, torch.tensor(places, dtype=torch.float64), lengths, tuple(reasons), SAMPLES)
     numbers = list(range(first, first + len(prompts)))
     scores = torch.arange(len(lengths), dtype=torch.float64)
     return Experience.of(prompts, numbers, rollouts).with_completions({"score": scores})

@@ -26,7 +26,7 @@ class BatchBuilder:
     def build(self, data: TokenizedDataset, step: Step, cut: Cut, slot: int) -> Batch:
         """Micro-batch ``slot`` of the step; where the cut leaves none, one that only fills it up, of weight 0."""
         mine = cut[slot][self.rank]
-        chosen = mine or [int(step.samples[0])]
+        chosen = mine or [int(step.samples[data.lengths[step.samples].argmin()])]
         batch = self.collate([data[i] for i in chosen], [int(data.source_rows[i]) + 1 for i in chosen])
         targets = data.num_targets[step.samples]
         weight = targets.sum() if data.row_weights is None else (targets * data.row_weights[step.samples]).sum()

@@ -1,0 +1,228 @@
+"""The cycle of on-policy training: rollouts by the latest weights, the walk through the prompts, the own loader."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from grpo_run import STEPS, Steps, build, policy, train
+from torch.utils.data import DataLoader
+
+from relax.experience import Minibatch
+from relax.lora import LoRASettings, add_lora
+from relax.rollout import Rollouts
+from relax.tasks.sorting import Sorting
+from trainers import GRPOTrainer
+
+
+class WatchedEngine:
+    """What is asked of an engine, when: after how many optimizer steps, with which weights."""
+
+    def __init__(self, module: GRPOTrainer) -> None:
+        self.module, self.engine = module, module.engine
+        self.steps_done = 0
+        self.calls: list[tuple[int, float]] = []
+        self.numbers: list[int] = []
+
+    def state(self) -> tuple[int, float]:
+        """Optimizer steps so far, and the sum of all weights."""
+        return self.steps_done, sum(float(p.detach().double().sum()) for p in self.module.model.parameters())
+
+    def count_step(self, *_: Any) -> None:
+        self.steps_done += 1
+
+    def generate(self, prompts: Any, **settings: Any) -> Rollouts:
+        self.calls.append(self.state())
+        self.numbers += settings["prompt_ids"]
+        return self.engine.generate(prompts, **settings)
+
+
+class Freshness(L.Callback):
+    """At the first micro-batch of each iteration: were its rollouts sampled by the weights that are there now?"""
+
+    def __init__(self) -> None:
+        self.checked: list[int] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.engine = WatchedEngine(pl_module)
+        pl_module.engine = self.engine
+        trainer.optimizers[0].register_step_post_hook(self.engine.count_step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            assert self.engine.calls[-1] == self.engine.state()
+            assert self.engine.steps_done == trainer.global_step
+            self.checked.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("parts", "passes", "micro_batch_size", "lora"),
+    [(1, 1, 16, False), (2, 1, 16, False), (2, 2, 4, False), (1, 2, 8, True)],
+)
+def test_rollouts_come_from_the_latest_weights(parts: int, passes: int, micro_batch_size: int, lora: bool) -> None:
+    seen = Freshness()
+    model: Any = add_lora(policy(), LoRASettings(r=2)) if lora else policy()
+    cycle: dict[str, Any] = {"steps_per_generation": parts, "num_iterations": passes, "max_steps": 3 * parts * passes}
+    train(model, callbacks=[seen], micro_batch_size=micro_batch_size, precision=32, **cycle)
+    assert seen.checked == [0, parts * passes, 2 * parts * passes]
+    assert len(seen.engine.calls) == 3
+    assert len({weights for _, weights in seen.engine.calls}) == 3
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"min_new_tokens": 3}])
+def test_ratios_are_one_on_fresh_experience_and_only_there(cut: dict[str, Any]) -> None:
+    """Also where tokens were cut out of the distribution: ratios are those of the whole one."""
+    steps, _ = train(max_steps=2 * STEPS, precision=32, **cut)
+    for step, figures in enumerate(steps.figures):
+        fresh = step % STEPS == 0
+        assert (figures["ratio_min"] == figures["ratio_max"] == 1) == fresh
+        assert (figures["old_kl"] == 0) == fresh
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(32, 1e-5), ("64-true", 1e-12)])
+def test_log_probs_of_sampling_are_those_of_a_training_forward(
+    precision: Any, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.on_policy.has_dropout", lambda model: True)  # they are computed once more, then
+    steps, _ = train(max_steps=1, precision=precision, temperature=0.7, layout="packed")
+    assert steps.figures[0]["ratio_min"] == pytest.approx(1, abs=tolerance)
+    assert steps.figures[0]["ratio_max"] == pytest.approx(1, abs=tolerance)
+
+
+def test_dropout_acts_in_training_and_not_in_sampling() -> None:
+    """So that on fresh experience, too, log-probs are computed."""
+    steps, trainer = train(policy(attention_dropout=0.3), max_steps=1)
+    assert trainer.noisy
+    assert steps.figures[0]["ratio_max"] > 1.01
+    quiet, _ = train(max_steps=1)
+    assert torch.equal(steps.experiences[0].ids, quiet.experiences[0].ids)
+    assert torch.equal(steps.experiences[0].tokens["logprobs"], quiet.experiences[0].tokens["logprobs"])
+
+
+class Columns(L.Callback):
+    """The log-probs that micro-batches bring, and those of the experience."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Minibatch, batch_idx: int) -> None:
+        at = pl_module.experience.token_places([row - 1 for row in batch.rows])
+        for name, column in batch.tokens.items():
+            expected = pl_module.experience.tokens[name][at]
+            assert column.dtype == expected.dtype == torch.float32
+            assert torch.equal(column, expected)
+
+
+def test_true_half_precision_does_not_round_what_ratios_are_made_of() -> None:
+    train(precision="bf16-true", callbacks=[Columns()], preset="grpo", learning_rate=0.01)
+
+
+class Order(L.Callback):
+    """Hooks and the steps of an iteration, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.events.append("start")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.events.append("iteration")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.events.append("micro-batch")
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.events.append("step")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.events.append("end")
+
+    def named(self, name: str, function: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            self.events.append(name)
+            return function(*arguments)
+
+        return noted
+
+
+def test_the_order_of_an_iteration() -> None:
+    order = Order()
+    trainer = build(callbacks=[order], preset="grpo", micro_batch_size=8, num_iterations=1, max_steps=4)
+    for name in ("generate", "score", "recall", "compute_loss"):
+        setattr(trainer, name, order.named(name, getattr(trainer, name)))
+    trainer.train()
+    micro_batch = ["micro-batch", "compute_loss"]
+    step = [*micro_batch, *micro_batch, "step"]
+    iteration = ["iteration", "generate", "score", "recall", *step, *step, "end"]
+    assert order.events == ["start", *iteration, *iteration]
+
+
+def test_prompts_are_asked_in_shuffled_passes_and_none_is_lost() -> None:
+    """24 prompts, 8 an iteration: each once in three iterations, in another order in the next three."""
+    rows, seen = Sorting().prompt_rows(24), Freshness()
+    steps, trainer = train(train_dataset=rows, callbacks=[seen], num_iterations=1, max_steps=12, learning_rate=1e-30)
+    assert seen.engine.numbers == list(range(48))
+    asked = [prompt for experience in steps.experiences for prompt in experience.prompts]
+    known = [trainer.tokenizer.encode(row["prompt"]) for row in rows]
+    assert sorted(asked[:24]) == sorted(asked[24:]) == sorted(known)
+    assert asked[:24] != asked[24:]
+    first = next(e for e in steps.experiences[3:] if asked[0] in e.prompts)
+    again = first.prompts.index(asked[0]) * 4
+    assert [first.completion(again + i) for i in range(4)] != [steps.experiences[0].completion(i) for i in range(4)]
+
+
+def test_by_default_every_prompt_is_asked_once() -> None:
+    """The last iteration takes what it lacks from the next pass."""
+    rows, seen = Sorting().prompt_rows(20), Freshness()
+    assert build(train_dataset=rows).usual_epochs == 3
+    train(train_dataset=rows, callbacks=[seen], max_steps=-1, max_epochs=3)
+    assert seen.engine.numbers == list(range(24))
+
+
+# A loader of the user's own
+
+
+def own_run(rows: list[dict[str, str]], size: int, lightning: dict[str, Any] | None = None, **settings: Any) -> Steps:
+    """``fit`` with a loader of lists of ``size`` rows."""
+    steps = Steps()
+    module = build(train_dataset=None, steps_per_generation=1, num_iterations=1, callbacks=(), **settings)
+    options: dict[str, Any] = {"max_epochs": 1, "precision": "64-true", "accelerator": "cpu", "logger": False}
+    options |= {"enable_progress_bar": False, "enable_checkpointing": False, "log_every_n_steps": 1}
+    trainer = L.Trainer(callbacks=[steps], **options | (lightning or {}))
+    trainer.fit(module, DataLoader(rows, batch_size=size, collate_fn=list))
+    return steps
+
+
+@pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
+@pytest.mark.parametrize("preset", ["dapo", "grpo"])
+def test_a_batch_of_prompts_is_one_on_policy_update(preset: str) -> None:
+    """The same completions, gradient and step as by iterations of one optimizer step over the same prompts."""
+    cycle: dict[str, Any] = {"batch_size": 32, "num_iterations": 1, "steps_per_generation": 1}
+    expected, trainer = train(preset=preset, max_steps=1, **cycle)
+    assert trainer.prompts is not None
+    rows = [dict(trainer.prompts[i].row) for i in trainer.prompts.walk(trainer.seed).indices(0, 8)]
+    found = own_run(rows, 8, preset=preset, batch_size=16)  # which does not matter: the batch is what it is
+    assert found.experiences[0].prompts == expected.experiences[0].prompts
+    assert torch.equal(found.experiences[0].ids, expected.experiences[0].ids)
+    torch.testing.assert_close(found.gradients[0], expected.gradients[0], rtol=1e-9, atol=1e-12)
+    assert found.figures[0]["loss"] == pytest.approx(expected.figures[0]["loss"], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
+def test_lightning_may_accumulate_batches_of_prompts() -> None:
+    rows = Sorting().prompt_rows(24)
+    single = own_run(rows, 4, learning_rate=1e-30)
+    assert len(single.gradients) == 6
+    double = own_run(rows, 4, {"accumulate_grad_batches": 2}, learning_rate=1e-30)
+    for step, found in enumerate(double.gradients):
+        expected = (single.gradients[2 * step] + single.gradients[2 * step + 1]) / 2
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_loader_of_prompts_leaves_without_effect_is_told() -> None:
+    message = "micro_batch_size, num_iterations, dynamic_sampling: no effect with a loader of prompts"
+    module = build(micro_batch_size=4, steps_per_generation=1, dynamic_sampling=True)
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    with pytest.warns(UserWarning, match=message):
+        L.Trainer(max_steps=1, enable_checkpointing=False, **options).fit(
+            module,
+            DataLoader(Sorting().prompt_rows(8), batch_size=4, collate_fn=list),
+        )
