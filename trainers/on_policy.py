@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import torch
@@ -49,6 +49,8 @@ class OnPolicyTrainer(Trainer):
         tokenizer: the model's tokenizer.
         train_dataset: rows with prompts; None where ``lightning.Trainer.fit`` is given a loader of lists of rows.
         rewards: reward functions, or what ``relax.rewards.build_rewards`` makes them from.
+        learning_rate: as for ``Trainer``; about ten times as much for a LoRA adapter.
+        schedule: as for ``Trainer``.
         batch_size: completions of one optimizer step, over all devices.
         num_generations: completions of each prompt.
         steps_per_generation: optimizer steps of one pass over the completions of an iteration.
@@ -102,6 +104,8 @@ class OnPolicyTrainer(Trainer):
         *,
         train_dataset: Rows | PromptDataset | None = None,
         rewards: Rewards | Entry | Sequence[Entry],
+        learning_rate: float = 1e-6,
+        schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant",
         batch_size: int = 128,
         num_generations: int = 8,
         steps_per_generation: int = 1,
@@ -140,8 +144,10 @@ class OnPolicyTrainer(Trainer):
             model,
             tokenizer,
             train_dataset=prompts,
+            learning_rate=learning_rate,
+            schedule=schedule,
             batch_size=batch_size,
-            config={name: value for name, value in own.items() if name != "batch_size"} | dict(config or {}),
+            config={name: value for name, value in own.items() if name not in RETOLD} | dict(config or {}),
             **settings,
         )
         self.prompts, self.rewards, self.reading = prompts, scorers, reading
@@ -171,7 +177,7 @@ class OnPolicyTrainer(Trainer):
         own = defaults | {name: value for name, value in settings.items() if name in defaults}
         check_rollouts(own, settings)
         others = {name: value for name, value in settings.items() if name not in defaults}
-        super().check(batch_size=own["batch_size"], **others)
+        super().check(**{name: own[name] for name in RETOLD}, **others)
 
     @property
     def kl_coef(self) -> float:
@@ -483,6 +489,8 @@ class OnPolicyTrainer(Trainer):
             self.experience, self._iteration = Experience.from_state(saved["experience"]), saved["iteration"]
 
 
+RETOLD = ("learning_rate", "schedule", "batch_size")
+"""Keywords of ``Trainer`` that have another default or meaning here."""
 NOT_PLAIN = {"train_dataset", "reference", "config"}
 """Keywords that no file of settings can hold."""
 

@@ -1,8 +1,8 @@
 """The model's memory of the live rows: keys and values in memory that is taken once.
 
-All rows write the same column in a step, so a step is one slice assignment a layer. A row's tokens are the columns
-from ``starts[row]`` to the write column; what lies before belongs to no one and is masked. A window is a slice of
-columns, a row that joins is written so that it ends at the write column. When columns run out, everything slides left.
+All rows write the same column in a step (``relax.rollout.columns``), so a step is one assignment a layer. A row's
+tokens are the columns from ``starts[row]`` to the write column; what lies before belongs to no one and is masked. A row
+that joins is written so that it ends at the write column. When columns run out, everything slides left.
 
 Legend: R rows, H heads, S columns, D head size, P prompts.
 """

@@ -57,7 +57,14 @@ def test_own_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["data", "lora", "callbacks", "python", "rewards"])
+def test_own_reward(tmp_path: Path) -> None:
+    printed = start(ROOT / "examples/own_reward.py", tmp_path)
+    assert "step 0: 51.0%" in printed
+    assert re.search(r"stopped after \d+ steps", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["data", "lora", "callbacks", "python", "rewards", "grpo", "rollouts"])
 def test_the_python_of_the_documentation_runs(page: str, tmp_path: Path, make_llama: Callable) -> None:
     """The blocks of a page, one after the other, where ``my-model``, ``rows.jsonl`` and an adapter lie."""
     tokenizer = byte_tokenizer(CHATML)
