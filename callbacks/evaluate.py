@@ -18,7 +18,7 @@ from relax.errors import UserError
 from relax.evaluation import Exam
 from relax.evaluation.exam import check_correct, check_samples
 from relax.lightning_loop import step_completed, training_ends
-from relax.protocols import HasSampling, HasTokenizer, WatchesEvaluation
+from relax.protocols import HasSampling, HasTokenizer, ReadsPrompts, WatchesEvaluation
 from relax.ranks import gathered, share
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
@@ -44,7 +44,8 @@ class Evaluate(L.Callback):
     be chosen by one of them. A run that another callback stops early is not evaluated once more at its end.
 
     Args:
-        rows: prompts in any format that has them, or encoded by ``relax.data.prompts``.
+        rows: prompts in any format that has them, written as those that the module learns from (its system prompt, its
+            ``columns``, ...), or encoded by ``relax.data.prompts``.
         rewards: what scores the answers, written as ``--rewards``.
         every_n_steps: optimizer steps.
         num_samples: answers of each prompt that are sampled for pass@k; 1: none, only the greedy one.
@@ -106,8 +107,10 @@ class Evaluate(L.Callback):
             return
         self._step, self._figures, self._engine = -1, {}, None  # a checkpoint is read after this
         model, tokenizer = _policy(pl_module)
-        rows = self.rows
-        prompts = rows if isinstance(rows, PromptDataset) else encode_prompts(rows, tokenizer, where="evaluation data")
+        prompts = self.rows
+        if not isinstance(prompts, PromptDataset):
+            reading = pl_module.reading if isinstance(pl_module, ReadsPrompts) else {}
+            prompts = encode_prompts(prompts, tokenizer, where="evaluation data", **reading)
         self.rewards.check_columns(prompts[0].row.keys())
         sampling, strings = self._sampling(pl_module, model, tokenizer)
         self._exam = Exam(prompts, self.rewards, sampling, strings, **self._asking)

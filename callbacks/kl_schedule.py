@@ -12,6 +12,7 @@ import lightning as L
 import torch
 
 from relax.errors import UserError
+from relax.lightning_loop import brings_own_loader, step_completed
 from relax.policy_gradient import adapted_kl_coef
 from relax.protocols import HasExperience, HasKLCoef
 
@@ -64,7 +65,8 @@ class KLSchedule(L.Callback, ABC):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Set the next step's. Not at an epoch's end: Lightning skips that hook in a run resumed from there."""
-        self._module(pl_module).kl_coef = self.value(trainer.global_step)
+        if step_completed(trainer):
+            self._module(pl_module).kl_coef = self.value(trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's hook."""
@@ -144,8 +146,9 @@ class CosineKL(_Ramp):
 class AdaptiveKL(KLSchedule):
     """Keeps the policy at about ``target`` nats from its reference: ``adapted_kl_coef`` (arXiv 1909.08593).
 
-    Once an iteration, at its last batch, by ``pl_module.experience.kl()``: the mean over completions of the log ratio
-    of policy and reference, summed over a completion's tokens, under the policy that sampled them.
+    Once an iteration, at its last batch (with a loader of the user's own, at the end of every batch, which is one), by
+    ``pl_module.experience.kl()``: the mean over completions of the log ratio of policy and reference, summed over a
+    completion's tokens, under the policy that sampled them.
 
     Args:
         target: nats of a completion, 6 in the paper; a longer completion has more of them.
@@ -176,7 +179,7 @@ class AdaptiveKL(KLSchedule):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Adapt where an iteration ends."""
-        if trainer.is_last_batch:
+        if trainer.is_last_batch or brings_own_loader(trainer):
             self._adapt(_with_experience(pl_module).experience)
         super().on_train_batch_end(trainer, pl_module)
 

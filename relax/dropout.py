@@ -4,6 +4,9 @@ from torch import nn
 
 from relax.causal_lm import base_model
 
+NOISE = ("dropout", "layerdrop", "router_jitter_noise")
+"""In the names of settings that make a forward pass noisy."""
+
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether a forward pass in training mode is noisy."""
@@ -11,4 +14,5 @@ def has_dropout(model: nn.Module) -> bool:
         return True
     # transformers hands that of attention to a function, out of the configuration.
     settings = base_model(model).config.get_text_config().to_dict()
-    return any(isinstance(value, float) and value > 0 for name, value in settings.items() if "dropout" in name)
+    rates = [value for name, value in settings.items() if any(noise in name for noise in NOISE)]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)

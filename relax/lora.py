@@ -151,6 +151,11 @@ def without_adapter(model: nn.Module) -> AbstractContextManager[None]:
     return context
 
 
+def has_learned(model: nn.Module) -> bool:
+    """Whether a LoRA adapter changes what its base computes; a fresh one does not."""
+    return any("lora_B" in name and bool(p.any()) for name, p in model.named_parameters())
+
+
 def enable_gradient_checkpointing(model: "PreTrainedModel | PeftModel") -> None:
     """Recompute activations in backward, a layer at a time: less memory, about a third more time, the same gradients.
 

@@ -142,6 +142,14 @@ class HasSampling(Protocol):
 
 
 @runtime_checkable
+class ReadsPrompts(Protocol):
+    """A module that knows how rows become its policy's prompts."""
+
+    reading: Mapping[str, Any]
+    """Keywords of ``relax.data.prompts.encode_prompts``."""
+
+
+@runtime_checkable
 class WatchesEvaluation(Protocol):
     """A callback or module that is told the figures of `Evaluate`, which asks outside of Lightning's validation."""
 

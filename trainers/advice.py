@@ -50,12 +50,21 @@ def warn_of_a_loader_of_prompts(settings: Mapping[str, Any]) -> None:
     Args:
         settings: of an on-policy trainer, by name.
     """
-    idle = {"micro_batch_size": None, "max_tokens_per_micro_batch": None, "steps_per_generation": 1}
-    idle |= {"num_iterations": 1, "dynamic_sampling": False}
+    idle: dict[str, object] = {"micro_batch_size": None, "max_tokens_per_micro_batch": None, "steps_per_generation": 1}
+    idle |= {"num_iterations": 1, "dynamic_sampling": False, "max_dropped_share": 0.05}
     if given := [name for name, value in idle.items() if settings.get(name, value) != value]:
         warnings.warn(
             f"{', '.join(given)}: no effect with a loader of prompts, each batch of which is one update", stacklevel=3
         )
+
+
+def warn_of_dropout() -> None:
+    """Before a run on its own rollouts, by a policy whose forward pass is noisy in training only."""
+    warnings.warn(
+        "the policy has dropout, which acts in training and not in sampling: ratios are noisy from the first step on, "
+        "and may be clipped for that; leave out --lora_dropout, or set the model's to 0",
+        stacklevel=3,
+    )
 
 
 def warn_of_another_accumulation(trainer: "Trainer", accumulate: int) -> None:

@@ -34,6 +34,7 @@ from relax.policy_gradient import (
 from relax.rewards import Rewards
 from relax.rewards.specs import Entry
 from trainers.grpo_settings import METHOD, FlatIterations, build_method, check_method, warn_without_effect
+from trainers.model_checks import computes_in_half_precision
 from trainers.on_policy import OnPolicyTrainer
 from trainers.prompting import PromptSource
 from trainers.rollout_figures import rollout_figures
@@ -128,9 +129,9 @@ class GRPOTrainer(OnPolicyTrainer):
         asked = prompts.take(prompts.wanted)
         groups = self.generate(asked)
         groups = self.score(groups, asked)
-        self._flat_iterations.watch(groups, self.trained(groups))
         if self.dynamic_sampling:
             groups = self.with_variance(groups, prompts)
+        self._flat_iterations.watch(groups, self.trained(groups))
         groups = self.recall(groups)
         advantages = group_advantages(self.advantage, self.penalized(groups), groups.groups)
         return self.select_tokens(groups.with_completions({"advantage": advantages}))
@@ -217,8 +218,14 @@ class GRPOTrainer(OnPolicyTrainer):
 
     @property
     def rereads(self) -> bool:
-        """As in the parent; sampling gives no entropies."""
-        return super().rereads or self.top_entropy_share is not None
+        """As in the parent; sampling gives no entropies.
+
+        In half precision its log-probs are not quite those of training. A ratio of whole completions, whose bounds are
+        narrow (gspo) or whose errors add up (rloo), would be clipped for that.
+        """
+        moves = self.objective.ratio != "token" and self.steps_per_generation * self.num_iterations > 1
+        rounded = moves and computes_in_half_precision(self)
+        return super().rereads or self.top_entropy_share is not None or rounded
 
 
 def policy_tokens(batch: Minibatch, logprobs: Tensor, entropy: Tensor | None) -> PolicyTokens:

@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
 
 from relax import causal_lm, run_folder
+from relax.errors import UserError
 from relax.export import check_export
 from trainers.advice import warn_of_half_precision
 from trainers.batching import decide_packing
@@ -30,3 +32,49 @@ def prepare_model(trainer: "Trainer") -> bool:
         causal_lm.check_head(trainer.model)
         causal_lm.check_lengths(trainer.model, trainer.longest_row())
         return decide_packing(trainer)
+
+
+def check_whole_weights(trainer: "Trainer") -> None:
+    """Refuse a strategy under which no device can write with the policy by itself.
+
+    Raises:
+        UserError: one that divides the weights.
+    """
+    strategy = trainer.trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise UserError(
+            f"rollouts need whole weights on every device, which {type(strategy).__name__} divides; use --strategy=ddp"
+        )
+
+
+def prepare_reference(trainer: "Trainer", reference: nn.Module, *, packed: bool) -> None:
+    """Bring a reference model to the device, the precision and the layout of the policy.
+
+    Raises:
+        UserError: it does not know all tokens of the policy, its log-probs would be another one's, or it cannot be
+            packed as the policy is.
+    """
+    known, needed = (
+        causal_lm.base_model(model).get_input_embeddings().num_embeddings for model in (reference, trainer.model)
+    )
+    if known < needed:
+        raise UserError(
+            f"the reference must know the tokens of the policy, it has {known} and the policy {needed}; give another"
+        )
+    precision = trainer.trainer.precision_plugin
+    reference.to(trainer.trainer.strategy.root_device)
+    precision.convert_module(reference)
+    with precision.forward_context():
+        causal_lm.check_head(reference)
+        isolation = causal_lm.isolate_documents(reference) if packed else None
+    if isolation is not None and not isolation:
+        raise UserError(
+            f"the reference must keep packed documents apart, as the policy does, {isolation.reason}; use "
+            "--layout=padded"
+        )
+
+
+def computes_in_half_precision(trainer: "Trainer") -> bool:
+    """Whether the same tokens can have log-probs that differ in the third digit, by how they are batched."""
+    half = any(p.element_size() < 4 for p in trainer.model.parameters())
+    return half or trainer.trainer.precision not in ("32-true", "64-true")

@@ -18,7 +18,7 @@ from relax import causal_lm
 from relax.data.batching.batches import collate_packed, collate_padded
 from relax.data.batching.epoch import BatchBuilder
 from relax.data.examples import Row
-from relax.data.prompts import PromptDataset, encode_prompts
+from relax.data.prompts import PromptDataset
 from relax.data.rows import Rows
 from relax.dropout import has_dropout
 from relax.errors import UserError
@@ -32,9 +32,18 @@ from relax.ranks import gathered, over_ranks, share
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
 from relax.rollout import PolicyEngine, RolloutEngine
-from trainers.advice import warn_of_a_loader_of_prompts
+from trainers.advice import warn_of_a_loader_of_prompts, warn_of_dropout
+from trainers.model_checks import check_whole_weights, prepare_reference
 from trainers.on_policy_settings import NOT_ON_POLICY, build_sampling, check_rollouts, frozen_reference
-from trainers.prompting import Asked, GivenPrompts, PromptSource, WalkedPrompts, prepare_prompts, samples_of
+from trainers.prompting import (
+    Asked,
+    GivenPrompts,
+    PromptSource,
+    WalkedPrompts,
+    prepare_prompts,
+    prompts_of_batch,
+    samples_of,
+)
 from trainers.rollout_batches import RolloutBatches, layout, layout_of_one_update, minibatches
 from trainers.rollout_figures import rollout_figures
 from trainers.settings import defaults_of
@@ -78,13 +87,15 @@ class OnPolicyTrainer(Trainer):
         config: further settings to record.
 
     Attributes:
-        kl_coef: may be set at any time, unless it was 0 at first; acts from the next micro-batch on.
+        kl_coef: may be set at any time, unless it was 0 at first; acts from the next micro-batch on, or where the
+            penalty is part of the rewards, from the next iteration on.
         compares: there is a reference.
         experience: the current iteration's, of all ranks; None before the first.
         reference: a frozen model; None where there is no KL penalty, or an adapter that can be switched off instead.
         engine: what completions are sampled by.
         sampling: how.
         rewards: what they are scored with.
+        reading: keywords of ``encode_prompts``: how rows become prompts.
 
     Raises:
         UserError: rows that cannot be used, or a setting that cannot work.
@@ -353,11 +364,16 @@ class OnPolicyTrainer(Trainer):
         """From a batch of prompts to this rank's part of one fully on-policy update.
 
         For a loader of the user's own: ``lightning.Trainer(...).fit(module, loader_of_lists_of_rows)``.
+
+        Raises:
+            UserError: a batch that is no list of rows, or rows that cannot be used.
         """
+        if isinstance(rows, Mapping):
+            raise UserError("a batch of prompts must be a list of rows, got a mapping; give DataLoader collate_fn=list")
         everywhere = [row for part in gathered(self.trainer, list(rows)) for row in part]
         self._iteration = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        encoded = encode_prompts(everywhere, self.tokenizer, where="the batch of prompts", **self.reading)
-        experience = self._begin(GivenPrompts(encoded))
+        prompts = prompts_of_batch(everywhere, self.tokenizer, self.rewards, self.reading)
+        experience = self._begin(GivenPrompts(prompts))
         builder = layout_of_one_update(self._batches.builder, len(experience), self.trainer.world_size)
         batch = minibatches(self, experience, builder, passes=1, steps_per_pass=1)[0]
         self._note(batch)
@@ -367,6 +383,7 @@ class OnPolicyTrainer(Trainer):
 
     def setup(self, stage: str) -> None:
         """Lightning's hook."""
+        check_whole_weights(self)
         self.experience, self._iteration, self._next_prompt = None, -1, 0  # a checkpoint, read later, may bring others
         if self.prompts is None and not brings_own_loader(self.trainer):
             raise UserError("train_dataset must be given, or a loader of prompts to lightning.Trainer.fit")
@@ -379,25 +396,25 @@ class OnPolicyTrainer(Trainer):
             engine.check_longest(int(self.prompts.lengths.max()), self.sampling)
         self.engine = engine
         self.noisy = has_dropout(self.model)
+        if self.noisy:
+            warn_of_dropout()
 
     def build_batches(self, *, packed: bool) -> RolloutBatches:
         """The micro-batches of this rank."""
         if self.reference is not None:
-            self.reference.to(self.trainer.strategy.root_device)
-            self.trainer.precision_plugin.convert_module(self.reference)
-            if packed:
-                causal_lm.isolate_documents(self.reference)
+            prepare_reference(self, self.reference, packed=packed)
         collate = partial(collate_packed if packed else collate_padded, pad_id=pad_id(self.tokenizer))
         return RolloutBatches(self, BatchBuilder(layout(self, padded=not packed), self.global_rank, collate))
 
     def teardown(self, stage: str) -> None:
-        """Lightning's hook."""
+        """Lightning's hook, after a run that ended well."""
         super().teardown(stage)
+        self.rewards.close()
         if self.reference is not None:
             causal_lm.restore_attention(self.reference)
 
     def train(self, mode: bool | None = None) -> Self:
-        """As ``Trainer.train``; when a run ends, so do the processes of the rewards."""
+        """As ``Trainer.train``; when a run ends, however it does, so do the processes of the rewards."""
         if mode is not None or self._running():
             return super().train(mode)
         try:

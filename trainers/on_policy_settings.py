@@ -10,6 +10,7 @@ from torch import nn
 
 from relax import causal_lm, checks
 from relax.errors import UserError
+from relax.lora import has_learned
 from relax.policy_gradient import KL_ESTIMATORS
 from relax.rollout import Sampling, StopStrings
 from relax.rollout.memory import budget_tokens
@@ -106,5 +107,11 @@ def frozen_reference(model: nn.Module, given: nn.Module | None, kl_coef: float) 
             warnings.warn("reference has no effect without --kl_coef", stacklevel=4)
         return None
     if given is None and causal_lm.is_adapted(model):
+        if has_learned(model):
+            warnings.warn(
+                "--kl_coef pulls towards the base model without the adapter, which is not where this adapter begins; "
+                "to stay near its beginning, merge it into the model and train a new one with --lora_r",
+                stacklevel=4,
+            )
         return None
     return (copy.deepcopy(model) if given is None else given).requires_grad_(False).eval()

@@ -1,8 +1,10 @@
 """Where the prompts of an iteration come from, and what reward functions are shown of what became of them."""
 
+import warnings
 from collections.abc import Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from relax.data.examples import Row
 from relax.data.prompts import EncodedPrompt, PromptDataset, encode_prompts, reward_columns
 from relax.data.rows import Rows
 from relax.data.sources.dataset_rows import named
@@ -88,6 +90,27 @@ def prepare_prompts(
     rows = named(data, where)
     rewards.check_columns(reward_columns(rows, reading["columns"], where=where))
     return encode_prompts(rows, tokenizer, where=where, **reading)
+
+
+def prompts_of_batch(
+    batch: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", rewards: Rewards, reading: Mapping[str, Any]
+) -> PromptDataset:
+    """The tokenized prompts of one batch of rows; it goes on without those that are too long.
+
+    Args:
+        batch: of all ranks.
+        tokenizer, rewards, reading: as for ``prepare_prompts``.
+
+    Raises:
+        UserError: rows that lack a column, or have no prompt that can be asked.
+    """
+    where = "the batch of prompts"
+    rewards.check_columns(reward_columns(batch, reading["columns"], where=where))
+    prompts = encode_prompts(batch, tokenizer, where=where, **{**reading, "max_dropped_share": 1.0})
+    if prompts.report.too_long:
+        limit = prompts.report.max_length
+        warnings.warn(f"prompts of more than --max_prompt_length={limit} tokens are left out of batches", stacklevel=2)
+    return prompts
 
 
 def samples_of(

@@ -1,5 +1,6 @@
 """The micro-batches of every iteration on one rank: rolled out when the first of them is asked for."""
 
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ def layout(trainer: "OnPolicyTrainer", *, padded: bool) -> Layout:
     """How a step is cut: by count, by tokens, or, with a loader of the user's own, each batch of prompts on its own."""
     lightning, budget = trainer.trainer, trainer.max_tokens_per_micro_batch
     if brings_own_loader(lightning):
-        return Layout(lightning.world_size, 1, lightning.accumulate_grad_batches, lightning.world_size, padded=padded)
+        size, ranks = lightning.world_size, lightning.world_size
+        # However many completions a batch gives, a rank reads its part at one time: here too, without gradients.
+        return Layout(size, sys.maxsize, lightning.accumulate_grad_batches, ranks, padded=padded)
     if budget is not None:
         return _cut_for_the_longest(trainer, budget, padded)
     given = lightning.accumulate_grad_batches if lightning.state.fn == "fit" else None

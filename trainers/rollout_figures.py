@@ -23,7 +23,7 @@ def rollout_figures(experience: Experience, seconds: Mapping[str, float]) -> dic
         flat = without_variance(scores, experience.groups)
         figures["groups_without_variance"] = flat.double().mean()
     for name, column in experience.completions.items():
-        if name.startswith("reward/"):
+        if name.startswith("reward/") and not column.isnan().all():  # else it applies to none of these
             figures[name.replace("/", "_")] = column.double().nanmean()
     kl = experience.kl()
     if kl is not None:

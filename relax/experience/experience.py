@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax.data.tokens.tokenized import Sample, TokenizedDataset
+from relax.data.tokens.tokenized import TokenizationReport, TokenizedDataset
 from relax.rollout import Rollouts
 
 
@@ -90,7 +90,7 @@ class Experience:
         end = int(self.ends[index])
         return slice(end - int(self.lengths[index]), end)
 
-    @property
+    @cached_property
     def ends(self) -> Tensor:
         """[S], where each completion ends."""
         return self.lengths.cumsum(0)
@@ -129,13 +129,19 @@ class Experience:
     @cached_property
     def sequences(self) -> TokenizedDataset:
         """Prompt and completion of each, the completion as training target."""
-        samples = []
-        for index, ids in enumerate(self.ids.split(self.lengths.tolist())):
-            prompt = self.prompt(index)
-            mask = np.zeros(len(prompt) + len(ids), dtype=np.bool_)
-            mask[len(prompt) :] = True
-            samples.append(Sample(np.concatenate([prompt, ids.numpy()]).astype(np.int32), mask))
-        return TokenizedDataset.from_samples(samples)
+        prompts = [np.asarray(prompt, dtype=np.int32) for prompt in self.prompts]
+        completions = np.split(self.ids.numpy().astype(np.int32), self.ends[:-1].numpy())
+        parts = [x for i, ids in enumerate(completions) for x in (prompts[i // self.num_samples], ids)]
+        lengths = np.array([len(part) for part in parts])
+        return TokenizedDataset(
+            tokens=np.concatenate(parts),
+            loss_mask=np.repeat(np.arange(len(parts)) % 2 == 1, lengths),
+            offsets=np.concatenate([np.zeros(1, dtype=np.int64), lengths.reshape(-1, 2).sum(1).cumsum()]),
+            source_rows=np.arange(len(self)),
+            num_targets=lengths[1::2],
+            report=TokenizationReport(rows=len(self)),
+            fingerprint="",  # for data that a run can be continued with
+        )
 
     def kl(self) -> float | None:
         """The mean over completions of sum_t (l - l_ref), nats: k1 of the policy that sampled; None: no reference."""

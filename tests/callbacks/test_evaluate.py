@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import pytest
@@ -53,6 +53,17 @@ def evaluate(weights: dict[str, torch.Tensor], rows: Any, rewards: Any, **settin
 def test_it_asks_at_the_start_when_due_and_at_the_end(every: int, arguments: dict[str, Any], steps: list[int]) -> None:
     _, told = fit(Evaluate(ROWS, copied, every_n_steps=every), **arguments)
     assert told.steps == steps
+
+
+def test_rows_are_read_as_those_that_the_module_learns_from(trained: dict[str, torch.Tensor]) -> None:
+    class Asks(Copies):
+        reading: ClassVar[dict[str, Any]] = {"columns": {"prompt": "question"}}
+
+    module = Asks()
+    module.model.load_state_dict(trained)
+    rows = [{"question": row["prompt"], "answer": row["answer"]} for row in ROWS]
+    _, told = fit(Evaluate(rows, copied, every_n_steps=99), module=module, max_steps=1)
+    assert told.figures[0] == evaluate(trained, ROWS, copied)
 
 
 def test_accuracy_is_what_generate_gives() -> None:

@@ -11,7 +11,8 @@ import lightning as L
 import pytest
 import torch
 from policy_run import COMPLETIONS, Policy, experience
-from tiny_run import Tiny, fit, trainer, weights
+from tiny_run import Tiny, data, fit, trainer, weights
+from torch.utils.data import DataLoader
 
 from callbacks import (
     AdaptiveKL,
@@ -83,6 +84,21 @@ def test_adaptive_follows_the_equation_once_an_iteration() -> None:
     expected = [0.5] * 6 + [first] * 6 + [second] * 6
     assert [coef for _, coef in module.coefs] == pytest.approx(expected, rel=1e-12)
     assert module.kl_coef == pytest.approx(second * (1 + 0.2 * n_over_horizon), rel=1e-12)
+
+
+@pytest.mark.parametrize(("accumulate", "factors"), [(1, [1, 1.05, 1.05**2, 1.05**3]), (2, [1, 1, 1.05**2, 1.05**2])])
+def test_adaptive_takes_each_batch_of_a_loader_for_an_iteration(accumulate: int, factors: list[float]) -> None:
+    """All micro-batches of an optimizer step still have the same coefficient."""
+
+    class Given(Policy):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.experience = experience(100.0)
+
+    module = Given()
+    batches = DataLoader([data()] * 4, batch_size=None)  # type: ignore[arg-type]
+    fitting = trainer(AdaptiveKL(target=6, horizon=16), max_epochs=1, accumulate_grad_batches=accumulate)
+    fitting.fit(module, batches)
+    assert [coef for _, coef in module.coefs] == pytest.approx([0.5 * factor for factor in factors], rel=1e-12)
 
 
 @pytest.mark.parametrize("start", [0.3, 3.0])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,13 @@ import lightning as L
 import pytest
 import torch
 from conftest import build_llama
-from transformers import GPT2Config, GPT2LMHeadModel
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from torch.utils.data import DataLoader
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from callbacks import NaNGuard
 from relax.errors import NonFiniteLoss, TrainingStopped, UserError
+from relax.lora import LoRASettings, add_lora
 from relax.rewards import build_rewards
 from relax.tasks.sorting import Sorting
 from trainers import GRPOTrainer
@@ -175,7 +179,77 @@ def test_a_reference_without_a_penalty_is_told() -> None:
     assert module.reference is None
 
 
+def test_a_reference_that_cannot_do_what_the_policy_does_is_refused() -> None:
+    def bloom(size: int) -> Any:
+        return BloomForCausalLM(BloomConfig(vocab_size=size, hidden_size=16, n_layer=1, n_head=2))
+
+    for reference, message in (
+        (bloom(14), "the reference must keep packed documents apart, .* Bloom.*; use --layout=padded"),
+        (bloom(13), "the reference must know the tokens of the policy, it has 13 and the policy 14"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(Silence(), reference=reference, preset="grpo").train()
+    module = build(reference=bloom(14), preset="grpo", layout="padded", max_steps=1).train()
+    assert module.trainer.callback_metrics["train/kl"] > 0
+
+
+def test_an_adapter_that_has_learned_is_told_what_it_is_pulled_to() -> None:
+    """Not to where it begins, as a model without an adapter is."""
+    model = add_lora(build_llama(), LoRASettings(r=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(model=model, preset="grpo")
+    next(p for name, p in model.named_parameters() if "lora_B" in name).data += 1
+    with pytest.warns(UserWarning, match="--kl_coef pulls towards the base model without the adapter"):
+        build(model=model, preset="grpo")
+
+
+def test_a_strategy_that_divides_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Divided(SingleDeviceStrategy):
+        """Stands for FSDP, which Lightning refuses to build without a GPU."""
+
+    monkeypatch.setattr("trainers.model_checks.SingleDeviceStrategy", FSDPStrategy)
+    with pytest.raises(UserError, match="whole weights on every device, which Divided divides; use --strategy=ddp"):
+        build(Silence(), strategy=Divided(device=torch.device("cpu"))).train()
+
+
+# A loader of the user's own
+
+
+def fit_batches(module: Any, batches: Any) -> None:
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    L.Trainer(max_epochs=1, enable_checkpointing=False, enable_model_summary=False, **options).fit(
+        module, DataLoader(batches, batch_size=None)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
+def test_batches_that_cannot_be_asked_are_refused() -> None:
+    own: dict[str, Any] = {"rows": None, "rewards": [needy, seven]}
+    with pytest.raises(UserError, match="reward 'needy' needs the column 'answer', and the data have prompt"):
+        fit_batches(build(**own), [ROWS])
+    with pytest.raises(UserError, match="must be a list of rows, got a mapping; give DataLoader collate_fn=list"):
+        fit_batches(build(**own), [{"prompt": ["1>"], "answer": ["1"]}])
+
+
+@pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
+def test_a_batch_goes_on_without_prompts_that_are_too_long() -> None:
+    module = build(rows=None, max_prompt_length=6)
+    with pytest.warns(UserWarning, match="prompts of more than --max_prompt_length=6 tokens are left out of batches"):
+        fit_batches(module, [[*ROWS[:3], {"prompt": "1234567>"}]])
+    assert len(module.experience.prompts) == 3
+
+
 # Rewards
+
+
+def test_a_function_that_applies_to_no_completion_has_no_mean() -> None:
+    def never(completion: str) -> None:
+        return None
+
+    figures = build(rewards=[seven, never], max_steps=1).train().trainer.callback_metrics
+    assert "train/reward_seven" in figures
+    assert "train/reward_never" not in figures
 
 
 def test_rewards_that_never_differ_are_told_with_the_likely_reasons() -> None:

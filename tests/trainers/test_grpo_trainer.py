@@ -138,6 +138,17 @@ def test_one_is_told_when_nothing_can_be_learned_for_long() -> None:
         train(rewards=[Switched(set(range(20)) - {5}).score], **cycle)
 
 
+def test_nobody_is_told_so_where_fresh_prompts_bring_something() -> None:
+    """What is asked first never does, and what takes its place always."""
+    reward = Switched(set(range(0, 40, 2)))
+    cycle: dict[str, Any] = {"steps_per_generation": 1, "num_iterations": 1, "max_steps": 11}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        steps, _ = train(rewards=[reward.score], **cycle, dynamic_sampling=True, max_sampling_rounds=2)
+    assert reward.calls == 22
+    assert all(gradient.any() for gradient in steps.gradients)
+
+
 # Dynamic sampling
 
 

@@ -8,8 +8,10 @@ import torch
 from grpo_run import STEPS, Steps, build, policy, train
 from torch.utils.data import DataLoader
 
+from relax.dropout import has_dropout
 from relax.experience import Minibatch
 from relax.lora import LoRASettings, add_lora
+from relax.rewards import Rewards
 from relax.rollout import Rollouts
 from relax.tasks.sorting import Sorting
 from trainers import GRPOTrainer
@@ -89,9 +91,27 @@ def test_log_probs_of_sampling_are_those_of_a_training_forward(
     assert steps.figures[0]["ratio_max"] == pytest.approx(1, abs=tolerance)
 
 
+@pytest.mark.parametrize("preset", ["gspo", "rloo"])
+def test_rounding_to_half_precision_clips_no_ratio_of_whole_completions(preset: str) -> None:
+    """The weights stay, so that every ratio is 1; by log-probs of sampling half of gspo's would be out of bounds."""
+    cycle: dict[str, Any] = {"num_iterations": 1, "batch_size": 64, "max_steps": 2, "max_new_tokens": 40}
+    steps, _ = train(preset=preset, precision="bf16-mixed", learning_rate=1e-30, **cycle)
+    assert steps.figures[1]["clip_low"] == steps.figures[1]["clip_high"] == 0
+    assert steps.figures[1]["ratio_min"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["layerdrop", "router_jitter_noise", "attention_dropout"])
+def test_noise_of_the_forward_pass_is_found_in_the_settings(name: str) -> None:
+    model = policy()
+    assert not has_dropout(model)
+    setattr(model.config, name, 0.1)
+    assert has_dropout(model)
+
+
 def test_dropout_acts_in_training_and_not_in_sampling() -> None:
     """So that on fresh experience, too, log-probs are computed."""
-    steps, trainer = train(policy(attention_dropout=0.3), max_steps=1)
+    with pytest.warns(UserWarning, match="dropout, which acts in training and not in sampling"):
+        steps, trainer = train(policy(attention_dropout=0.3), max_steps=1)
     assert trainer.noisy
     assert steps.figures[0]["ratio_max"] > 1.01
     quiet, _ = train(max_steps=1)
@@ -204,6 +224,25 @@ def test_a_batch_of_prompts_is_one_on_policy_update(preset: str) -> None:
     assert torch.equal(found.experiences[0].ids, expected.experiences[0].ids)
     torch.testing.assert_close(found.gradients[0], expected.gradients[0], rtol=1e-9, atol=1e-12)
     assert found.figures[0]["loss"] == pytest.approx(expected.figures[0]["loss"], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
+def test_the_reference_reads_a_batch_of_a_loader_at_one_time() -> None:
+    reference, read = policy(), []
+    looks = reference.model.register_forward_hook(lambda *_: read.append(1))
+    own_run(Sorting().prompt_rows(8), 8, {"max_epochs": 0}, preset="grpo", reference=reference)
+    before = len(read)
+    own_run(Sorting().prompt_rows(8), 8, preset="grpo", reference=reference)
+    looks.remove()
+    assert len(read) - before == before + 1
+
+
+@pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
+def test_the_processes_of_rewards_end_with_a_run_by_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Rewards] = []
+    monkeypatch.setattr(Rewards, "close", lambda rewards: closed.append(rewards))
+    own_run(Sorting().prompt_rows(8), 8)
+    assert len(closed) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
