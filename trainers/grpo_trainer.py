@@ -34,6 +34,7 @@ from relax.policy_gradient import (
 from relax.rewards import Rewards
 from relax.rewards.specs import Entry
 from trainers.grpo_settings import METHOD, FlatIterations, build_method, check_method, warn_without_effect
+from trainers.iteration import generate, recall, score
 from trainers.model_checks import computes_in_half_precision
 from trainers.on_policy import OnPolicyTrainer
 from trainers.prompting import PromptSource
@@ -127,12 +128,12 @@ class GRPOTrainer(OnPolicyTrainer):
     def collect(self, prompts: PromptSource) -> Experience:
         """One iteration's experience: completions, scores, advantages."""
         asked = prompts.take(prompts.wanted)
-        groups = self.generate(asked)
-        groups = self.score(groups, asked)
+        groups = generate(self, asked)
+        groups = score(self, groups, asked)
         if self.dynamic_sampling:
             groups = self.with_variance(groups, prompts)
         self._flat_iterations.watch(groups, self.trained(groups))
-        groups = self.recall(groups)
+        groups = recall(self, groups)
         advantages = group_advantages(self.advantage, self.penalized(groups), groups.groups)
         return self.select_tokens(groups.with_completions({"advantage": advantages}))
 
@@ -160,14 +161,17 @@ class GRPOTrainer(OnPolicyTrainer):
             tokens = policy_tokens(batch, found.logprobs, found.entropy)
             result = policy_loss(tokens, objective, batch.totals)
             loss = result.loss
-        self.note_extremes(result.ratio)
+        self.step_watch.note_ratio(result.ratio)
         return loss, self.figures(batch, result, found)
 
     def figures(self, batch: Minibatch, result: PolicyLoss, found: TokenStatistics) -> dict[str, Tensor]:
         """What to log of a minibatch: means over the tokens of the step that are computed."""
         totals = batch.totals
-        entropy = token_mean(found.entropy.detach(), batch.segments, totals)
-        means = result.means | {"entropy": totals.micro_batches * entropy}
+        noted = {"entropy": found.entropy.detach()}
+        if batch.fresh:  # how far the log-probs of sampling are from those of training: rounding, where all is well
+            noted["logprob_gap"] = (found.logprobs.detach() - batch.tokens["logprobs"]).abs()
+        means = dict(result.means)
+        means |= {name: totals.micro_batches * token_mean(x, batch.segments, totals) for name, x in noted.items()}
         scale = totals.tokens / batch.computed_tokens
         loss = {"policy_loss": means.pop("policy_loss")}
         return loss | {name: scale * mean for name, mean in means.items()}
@@ -186,11 +190,11 @@ class GRPOTrainer(OnPolicyTrainer):
             fresh = prompts.take(min(wanted, math.ceil(missing / share)))
             if not fresh:
                 break
-            drawn = Experience.joined([drawn, self.score(self.generate(fresh), fresh)])
+            drawn = Experience.joined([drawn, score(self, generate(self, fresh), fresh)])
             rounds += 1
         flat = _flat(drawn)
         # Of all that were asked: those that are kept are neither as good nor as bad as the policy is.
-        self.sampling_figures = rollout_figures(drawn, self._seconds) | {"prompts_asked": float(len(flat))}
+        self.sampling_figures = rollout_figures(drawn, self.step_watch.seconds) | {"prompts_asked": float(len(flat))}
         order = torch.argsort(flat.int(), stable=True)[:wanted]
         return drawn.chosen(sorted(order.tolist()))
 

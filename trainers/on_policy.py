@@ -3,10 +3,8 @@
 How scores become something to learn from, and the loss, are the subclass's: ``collect`` and ``compute_loss``.
 """
 
-import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from relax import causal_lm
+from relax import causal_lm, checks
 from relax.data.batching.batches import collate_packed, collate_padded
 from relax.data.batching.epoch import BatchBuilder
 from relax.data.examples import Row
@@ -23,12 +21,10 @@ from relax.data.rows import Rows
 from relax.dropout import has_dropout
 from relax.errors import UserError
 from relax.experience import Experience, Minibatch
-from relax.experience.recompute import token_statistics
 from relax.lightning_loop import brings_own_loader
-from relax.lora import without_adapter
 from relax.losses import token_logprobs
 from relax.models import pad_id
-from relax.ranks import gathered, over_ranks, share
+from relax.ranks import gathered
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
 from relax.rollout import PolicyEngine, RolloutEngine
@@ -36,17 +32,16 @@ from trainers.advice import warn_of_a_loader_of_prompts, warn_of_dropout
 from trainers.model_checks import check_whole_weights, prepare_reference
 from trainers.on_policy_settings import NOT_ON_POLICY, build_sampling, check_rollouts, frozen_reference
 from trainers.prompting import (
-    Asked,
     GivenPrompts,
     PromptSource,
     WalkedPrompts,
     prepare_prompts,
     prompts_of_batch,
-    samples_of,
 )
 from trainers.rollout_batches import RolloutBatches, layout, layout_of_one_update, minibatches
 from trainers.rollout_figures import rollout_figures
 from trainers.settings import defaults_of
+from trainers.step_watch import StepWatch
 from trainers.trainer import Trainer
 
 
@@ -92,6 +87,7 @@ class OnPolicyTrainer(Trainer):
         compares: there is a reference.
         experience: the current iteration's, of all ranks; None before the first.
         reference: a frozen model; None where there is no KL penalty, or an adapter that can be switched off instead.
+        iteration: its number, counted from 0.
         engine: what completions are sampled by.
         sampling: how.
         rewards: what they are scored with.
@@ -173,12 +169,9 @@ class OnPolicyTrainer(Trainer):
         self._reference_digest = None if self.reference is None else causal_lm.frozen_digest(self.reference)
         self.engine: RolloutEngine
         self.experience: Experience | None = None
-        self._iteration, self._next_prompt = -1, 0
+        self.iteration, self._next_prompt = -1, 0
         self.sampling_figures: dict[str, float] = {}
-        self._rollout_figures: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
-        self._updating_since, self._tokens = 0.0, 0  # since then, of this rank
-        self._extremes: list[Tensor] = []
+        self.step_watch = StepWatch()
         self._learns = False  # the optimizer step under way has a gradient
 
     @classmethod
@@ -197,6 +190,7 @@ class OnPolicyTrainer(Trainer):
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
+        checks.between(0, 1000, kl_coef=value)
         if value and not self.compares:
             raise UserError(f"kl_coef={value} needs a reference model; construct the trainer with a kl_coef above 0")
         self._kl_coef = value
@@ -224,92 +218,14 @@ class OnPolicyTrainer(Trainer):
     def idle(self, experience: Experience) -> Tensor:
         """[S], bool: completions whose gradient is known to be 0, so that nothing need be computed for them."""
 
-    def generate(self, asked: Asked) -> Experience:
-        """``num_generations`` completions of each prompt; each rank writes its share of them."""
-        with self._timed("rollout"):
-            numbers = list(asked)
-            mine = [numbers[i] for i in share(len(numbers), self.trainer)]
-            prompts = [asked[number].ids for number in mine]
-            own = self._roll_out(prompts, mine) if mine else None
-            return Experience.joined(part for part in gathered(self.trainer, own) if part is not None)
-
-    def _roll_out(self, prompts: list[list[int]], numbers: list[int]) -> Experience:
-        rollouts = self.engine.generate(
-            prompts,
-            num_samples=self.num_generations,
-            sampling=self.sampling,
-            seed=self.seed,
-            prompt_ids=numbers,
-            step=self._iteration,
-        )
-        return Experience.of(prompts, numbers, rollouts)
-
-    def score(self, experience: Experience, asked: Asked) -> Experience:
-        """The same with ``score``, and ``reward/NAME`` of each function; each rank scores its share."""
-        with self._timed("scoring"):
-            mine = samples_of(
-                experience,
-                self._share(experience),
-                asked,
-                tokenizer=self.tokenizer,
-                sampling=self.sampling,
-                stop_strings=self.stop_strings,
-            )
-            scores = self.rewards.score(mine) if mine else None
-            columns: dict[str, list[float | None]] = {}
-            if scores is not None:
-                columns = {"score": [*scores.total]}
-                columns |= {f"reward/{name}": values for name, values in scores.by_function.items()}
-            parts = [part for part in gathered(self.trainer, columns) if part]
-            return experience.with_completions({name: _joined(part[name] for part in parts) for name in parts[0]})
-
-    def recall(self, experience: Experience) -> Experience:
-        """The same with ``ref_logprobs`` where there is a reference, and with log-probs as they are trained on.
-
-        Sampling gives the latter, unless tokens were cut out of its distribution (top-k, top-p, ...).
-        """
-        with self._timed("recall"):
-            if self.compares:
-                with self._as_reference() as reference:
-                    logprobs, _ = self._statistics(reference, experience)
-                experience = experience.with_tokens(ref_logprobs=logprobs)
-            if self.rereads:
-                logprobs, entropy = self._statistics(self.model, experience)
-                experience = experience.with_tokens(logprobs=logprobs, entropy=entropy)
-        return experience
-
     @property
     def rereads(self) -> bool:
-        """Whether the policy reads what it wrote once more, for log-probs that sampling does not give."""
+        """Whether the policy reads what it wrote once more, for log-probs that sampling does not give.
+
+        It gives those that are trained on unless tokens were cut out of its distribution (top-k, top-p, ...).
+        """
         plain = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
         return any(vars(self.sampling)[name] != value for name, value in plain.items())
-
-    def _statistics(self, model: nn.Module, experience: Experience) -> tuple[Tensor, Tensor]:
-        builder, mine = self._batches.builder, self._share(experience)
-        own = token_statistics(
-            model, experience, mine, builder=builder, temperature=self.temperature, device=self.device
-        )
-        logprobs, entropies = zip(*gathered(self.trainer, own), strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
-
-    def _share(self, experience: Experience) -> range:
-        """The completions of this rank: those of whole groups."""
-        prompts = share(len(experience.prompts), self.trainer)
-        return range(prompts.start * experience.num_samples, prompts.stop * experience.num_samples)
-
-    @contextmanager
-    def _as_reference(self) -> Iterator[nn.Module]:
-        adapter: AbstractContextManager[None] = nullcontext()
-        if self.reference is None:
-            adapter = without_adapter(self.model)
-        with adapter:
-            yield self.model if self.reference is None else self.reference
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - started
 
     # Iterations
 
@@ -334,6 +250,11 @@ class OnPolicyTrainer(Trainer):
         """What a dry run trains on."""
         return "the first iteration"
 
+    @property
+    def builder(self) -> BatchBuilder:
+        """How completions are cut and collated; inside a run only."""
+        return self._batches.builder
+
     def longest_row(self) -> int:
         """Tokens of a prompt and its completion, at most."""
         longest = 0 if self.prompts is None else int(self.prompts.lengths.max())
@@ -341,8 +262,8 @@ class OnPolicyTrainer(Trainer):
 
     def experience_of(self, iteration: int) -> Experience:
         """What the policy writes in an iteration: now, unless it is there already or a checkpoint brought it."""
-        if self.experience is None or self._iteration != iteration:
-            self.experience, self._iteration = None, iteration  # a checkpoint of a failed rollout must not hold the old
+        if self.experience is None or self.iteration != iteration:
+            self.experience, self.iteration = None, iteration  # a checkpoint of a failed rollout must not hold the old
             assert self.prompts is not None, "setup refuses a run without prompts"
             prompts = WalkedPrompts(self.prompts, self.seed, self._next_prompt, self.prompts_per_iteration)
             with self.trainer.precision_plugin.forward_context():  # as in training, so that log-probs are the same
@@ -352,12 +273,11 @@ class OnPolicyTrainer(Trainer):
         return self.experience
 
     def _begin(self, prompts: PromptSource) -> Experience:
-        self._seconds.clear()
+        self.step_watch.seconds.clear()
         self.sampling_figures.clear()
         with torch.no_grad():
             self.experience = experience = self.collect(prompts)
-        self._rollout_figures = rollout_figures(experience, self._seconds) | self.sampling_figures
-        self._updating_since, self._tokens = time.perf_counter(), 0
+        self.step_watch.start(rollout_figures(experience, self.step_watch.seconds) | self.sampling_figures)
         return experience
 
     def whole_update(self, rows: Sequence[Row]) -> Minibatch:
@@ -371,10 +291,10 @@ class OnPolicyTrainer(Trainer):
         if isinstance(rows, Mapping):
             raise UserError("a batch of prompts must be a list of rows, got a mapping; give DataLoader collate_fn=list")
         everywhere = [row for part in gathered(self.trainer, list(rows)) for row in part]
-        self._iteration = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        self.iteration = self.trainer.fit_loop.epoch_loop.total_batch_idx
         prompts = prompts_of_batch(everywhere, self.tokenizer, self.rewards, self.reading)
         experience = self._begin(GivenPrompts(prompts))
-        builder = layout_of_one_update(self._batches.builder, len(experience), self.trainer.world_size)
+        builder = layout_of_one_update(self.builder, len(experience), self.trainer.world_size)
         batch = minibatches(self, experience, builder, passes=1, steps_per_pass=1)[0]
         self._note(batch)
         return batch.to(self.device)
@@ -384,7 +304,7 @@ class OnPolicyTrainer(Trainer):
     def setup(self, stage: str) -> None:
         """Lightning's hook."""
         check_whole_weights(self)
-        self.experience, self._iteration, self._next_prompt = None, -1, 0  # a checkpoint, read later, may bring others
+        self.experience, self.iteration, self._next_prompt = None, -1, 0  # a checkpoint, read later, may bring others
         if self.prompts is None and not brings_own_loader(self.trainer):
             raise UserError("train_dataset must be given, or a loader of prompts to lightning.Trainer.fit")
         if brings_own_loader(self.trainer):
@@ -425,7 +345,7 @@ class OnPolicyTrainer(Trainer):
     def on_train_start(self) -> None:
         """Lightning's hook."""
         super().on_train_start()
-        self._updating_since = time.perf_counter()  # for an experience that a checkpoint brought
+        self.step_watch.start(self.step_watch.rollouts)  # for an experience that a checkpoint brought
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Lightning's hook."""
@@ -436,19 +356,19 @@ class OnPolicyTrainer(Trainer):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Lightning's hook: where nothing is to be learned, nothing moves, not even by momentum."""
         super().on_before_optimizer_step(optimizer)
-        self._extremes.clear()
+        self.step_watch.forget_ratios()
         if not self._learns:
             self.zero_grad()  # an optimizer leaves out parameters without a gradient
         self._learns = False
 
     def on_evaluation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, figures: Any, seconds: float) -> None:
         """Hook of ``callbacks.Evaluate``: its time is no part of the update's."""
-        self._updating_since += seconds
+        self.step_watch.pause(seconds)
 
     def _note(self, batch: Minibatch) -> None:
         """Whether the optimizer step learns something, and the tokens that it is computed on."""
         self._learns |= batch.learns
-        self._tokens += batch.num_tokens
+        self.step_watch.note_tokens(batch.num_tokens)
 
     @torch.no_grad()
     def row_losses(self, batch: Any) -> dict[int, float]:
@@ -459,36 +379,25 @@ class OnPolicyTrainer(Trainer):
         nll = -token_logprobs(hidden, head, batch.batch.targets, temperature=self.temperature).logprobs
         return dict(zip(batch.rows, batch.segments.sums(nll).tolist(), strict=True))
 
-    def note_extremes(self, ratio: Tensor) -> None:
-        """Remember the lowest and the highest of ``ratio`` [N] for the optimizer step's figures."""
-        if len(ratio):
-            self._extremes.append(torch.stack([-ratio.min(), ratio.max()]).float())
-
     def step_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the loss, those of the rollouts, extremes of the ratio, the KL coefficient, and the time it took."""
-        own = torch.stack(self._extremes).amax(0) if self._extremes else torch.full((2,), -torch.inf)
-        low, high = self.trainer.strategy.reduce(own.to(self.device), reduce_op="max")
-        now = time.perf_counter()
-        seconds, tokens = now - self._updating_since, over_ranks(self.trainer, self._tokens, "sum")
-        self._updating_since, self._tokens = now, 0
-        figures = self._rollout_figures | {"kl_coef": self.kl_coef, "seconds_update": seconds}
-        figures["update_tokens_per_second"] = tokens / seconds
-        extremes = {"ratio_min": -low, "ratio_max": high} if high.isfinite() else {}
+        """Those of the loss, of the rollouts, of the ratio, the KL coefficient, and the time it took."""
+        figures = self.step_watch.figures(self.trainer) | {"kl_coef": torch.tensor(self.kl_coef)}
         if not self._learns:  # of what was not computed, entropy and the like are unknown, and not 0
-            means, extremes = {"loss": means["loss"]}, {}
-        return means | extremes | {name: torch.tensor(value) for name, value in figures.items()}
+            unknown = means.keys() - {"loss"} | {"ratio_min", "ratio_max"}
+            return {name: value for name, value in (means | figures).items() if name not in unknown}
+        return means | figures
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: with the experience that is being learned from."""
         super().on_save_checkpoint(checkpoint)
         bookmark = checkpoint["bookmark"]
         under_way = bookmark is not None and bookmark["position"] < self._batches.micro_batches
-        experience = self.experience if under_way and bookmark["epoch"] == self._iteration else None
+        experience = self.experience if under_way and bookmark["epoch"] == self.iteration else None
         checkpoint["rollouts"] = {
-            "iteration": self._iteration,
+            "iteration": self.iteration,
             "next_prompt": self._next_prompt,
             "experience": None if experience is None else experience.state(),
-            "figures": self._rollout_figures,
+            "figures": self.step_watch.rollouts,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -501,16 +410,12 @@ class OnPolicyTrainer(Trainer):
         if "rollouts" not in checkpoint:
             raise UserError("the checkpoint is of a run without rollouts; --resume continues a run of the same trainer")
         saved = checkpoint["rollouts"]
-        self._next_prompt, self._rollout_figures = saved["next_prompt"], saved["figures"]
+        self._next_prompt, self.step_watch.rollouts = saved["next_prompt"], saved["figures"]
         if saved["experience"] is not None:
-            self.experience, self._iteration = Experience.from_state(saved["experience"]), saved["iteration"]
+            self.experience, self.iteration = Experience.from_state(saved["experience"]), saved["iteration"]
 
 
 RETOLD = ("learning_rate", "schedule", "batch_size")
 """Keywords of ``Trainer`` that have another default or meaning here."""
 NOT_PLAIN = {"train_dataset", "reference", "config"}
 """Keywords that no file of settings can hold."""
-
-
-def _joined(parts: Iterator[list[float | None]]) -> Tensor:
-    return torch.tensor([torch.nan if x is None else x for part in parts for x in part], dtype=torch.float64)

@@ -24,6 +24,7 @@ def token_statistics(
     builder: BatchBuilder,
     temperature: float,
     device: torch.device,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies (nats) of the tokens of some completions, in their order, on the CPU, [their tokens].
 
@@ -34,6 +35,7 @@ def token_statistics(
         builder: how large its micro-batches are.
         temperature: divides the logits.
         device: of the model.
+        compiled: fuse the softmax with ``torch.compile``.
     """
     if not completions:
         return torch.zeros(0), torch.zeros(0)
@@ -48,7 +50,7 @@ def token_statistics(
             if not batch.num_tokens:  # it only fills the step up
                 continue
             hidden, head = causal_lm.hidden_states(model, batch), causal_lm.language_head(model)
-            found = token_logprobs(hidden, head, batch.targets, temperature=temperature)
+            found = token_logprobs(hidden, head, batch.targets, temperature=temperature, compiled=compiled)
             places.append(experience.token_places([row - 1 for row in batch.rows]))
             logprobs.append(found.logprobs.cpu())
             entropies.append(found.entropy.cpu())
