@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from freshness import Freshness
 from grpo_runs import KillWhileSampling, build, diary, fine, history, run, seven, state
 from test_two_processes import ROOT, start
 from torch.utils.data import DataLoader
@@ -77,14 +78,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_case(name: str, **settings: Any) -> dict[str, Any]:
+def run_case(name: str, *callbacks: L.Callback, **settings: Any) -> dict[str, Any]:
     adapting = [AdaptiveKL(target=0.05, horizon=40)] if "kl_coef" in CASES[name] else []
-    return fit(*adapting, **CASES[name] | settings)
+    return fit(*adapting, *callbacks, **CASES[name] | settings)
 
 
 def test_two_processes_write_and_learn_what_one_does(tmp_path: Path) -> None:
     def both(rank: int) -> None:
-        found = {name: run_case(name, **TWO) for name in CASES}
+        found = {}
+        for name in CASES:
+            seen = Freshness()
+            found[name] = run_case(name, seen, **TWO)
+            assert len(seen.checked) > 1 or name == "one group", "whose rollouts came from the latest weights"
         torch.save(found, tmp_path / f"found.{rank}")
 
     assert on_two_ranks(both, tmp_path) == [0, 0], said(tmp_path, 0)[-3000:] + said(tmp_path, 1)[-3000:]
