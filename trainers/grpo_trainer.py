@@ -137,7 +137,7 @@ class GRPOTrainer(OnPolicyTrainer):
         advantages = group_advantages(self.advantage, self.penalized(groups), groups.groups)
         return self.select_tokens(groups.with_completions({"advantage": advantages}))
 
-    def compute_loss(self, batch: Minibatch | Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: Minibatch | Sequence[Row] | Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped loss of a minibatch of experience, and figures of its tokens.
 
         Handed a batch of prompts it does all four steps: one fully on-policy update.

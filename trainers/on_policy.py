@@ -37,6 +37,7 @@ from trainers.prompting import (
     WalkedPrompts,
     prepare_prompts,
     prompts_of_batch,
+    rows_of,
 )
 from trainers.rollout_batches import RolloutBatches, layout, layout_of_one_update, minibatches
 from trainers.rollout_figures import rollout_figures
@@ -280,17 +281,15 @@ class OnPolicyTrainer(Trainer):
         self.step_watch.start(rollout_figures(experience, self.step_watch.seconds) | self.sampling_figures)
         return experience
 
-    def whole_update(self, rows: Sequence[Row]) -> Minibatch:
+    def whole_update(self, rows: Sequence[Row] | Mapping[str, Any]) -> Minibatch:
         """From a batch of prompts to this rank's part of one fully on-policy update.
 
-        For a loader of the user's own: ``lightning.Trainer(...).fit(module, loader_of_lists_of_rows)``.
+        For a loader of the user's own: ``lightning.Trainer(...).fit(module, loader_of_rows)``.
 
         Raises:
-            UserError: a batch that is no list of rows, or rows that cannot be used.
+            UserError: a batch that is not of rows, or rows that cannot be used.
         """
-        if isinstance(rows, Mapping):
-            raise UserError("a batch of prompts must be a list of rows, got a mapping; give DataLoader collate_fn=list")
-        everywhere = [row for part in gathered(self.trainer, list(rows)) for row in part]
+        everywhere = [row for part in gathered(self.trainer, rows_of(rows)) for row in part]
         self.iteration = self.trainer.fit_loop.epoch_loop.total_batch_idx
         prompts = prompts_of_batch(everywhere, self.tokenizer, self.rewards, self.reading)
         experience = self._begin(GivenPrompts(prompts))

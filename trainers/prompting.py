@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from torch import Tensor
+
 from relax.data.examples import Row
 from relax.data.prompts import EncodedPrompt, PromptDataset, encode_prompts, reward_columns
 from relax.data.rows import Rows
@@ -90,6 +92,22 @@ def prepare_prompts(
     rows = named(data, where)
     rewards.check_columns(reward_columns(rows, reading["columns"], where=where))
     return encode_prompts(rows, tokenizer, where=where, **reading)
+
+
+def rows_of(batch: Sequence[Row] | Mapping[str, Any]) -> list[Row]:
+    """The rows of a batch: a list of them, or the columns that torch's own ``collate_fn`` makes of text and numbers.
+
+    Raises:
+        UserError: columns of something else, which cannot be told apart any more.
+    """
+    if not isinstance(batch, Mapping):
+        return list(batch)
+    columns = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in batch.items()}
+    lists = [x for x in columns.values() if isinstance(x, list)]
+    plain = len(lists) == len(columns) and all(isinstance(value, str | int | float) for x in lists for value in x)
+    if not plain or len({len(x) for x in lists}) != 1:
+        raise UserError("a batch of prompts must be a list of rows; give DataLoader collate_fn=list")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def prompts_of_batch(

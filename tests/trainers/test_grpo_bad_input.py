@@ -82,7 +82,11 @@ SETTINGS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 0}, "--max_new_tokens must be at least 1; got 0"),
     ({"min_new_tokens": 6}, "--min_new_tokens must be from 0 to --max_new_tokens; got 6"),
     ({"stop_strings": "end"}, "--stop_strings must be a list of texts, got the text 'end'"),
-    ({"num_generation": 4}, "unknown argument num_generation"),
+    ({"num_generation": 4}, "unknown argument num_generation; did you mean num_generations?"),
+    ({"beta": 0.04}, "unknown argument beta; did you mean kl_coef?"),
+    ({"max_completion_length": 9}, "unknown argument max_completion_length; did you mean max_new_tokens?"),
+    ({"per_device_train_batch_size": 9}, "did you mean micro_batch_size?"),
+    ({"max_grad_norm": 1.0}, "unknown argument max_grad_norm; did you mean gradient_clip_val?"),
     ({"rewards": "mth"}, "there is no reward 'mth'; did you mean math?"),
     ({"rewards": []}, "--rewards needs at least one reward function"),
     ({"packing_length": 64}, "--packing_length=64 is about rows to learn from"),
@@ -228,8 +232,9 @@ def test_batches_that_cannot_be_asked_are_refused() -> None:
     own: dict[str, Any] = {"rows": None, "rewards": [needy, seven]}
     with pytest.raises(UserError, match="reward 'needy' needs the column 'answer', and the data have prompt"):
         fit_batches(build(**own), [ROWS])
-    with pytest.raises(UserError, match="must be a list of rows, got a mapping; give DataLoader collate_fn=list"):
-        fit_batches(build(**own), [{"prompt": ["1>"], "answer": ["1"]}])
+    torn = {"prompt": [{"role": ["user"], "content": ["1>"]}], "answer": ["1"]}  # torch's own collate of messages
+    with pytest.raises(UserError, match="a batch of prompts must be a list of rows; give DataLoader collate_fn=list"):
+        fit_batches(build(**own), [torn])
 
 
 @pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")

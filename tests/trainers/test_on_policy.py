@@ -161,14 +161,16 @@ def test_by_default_every_prompt_is_asked_once() -> None:
 # A loader of the user's own
 
 
-def own_run(rows: list[dict[str, str]], size: int, lightning: dict[str, Any] | None = None, **settings: Any) -> Steps:
+def own_run(
+    rows: list[dict[str, str]], size: int, lightning: dict[str, Any] | None = None, collate: Any = list, **settings: Any
+) -> Steps:
     """``fit`` with a loader of lists of ``size`` rows."""
     steps = Steps()
     module = build(train_dataset=None, steps_per_generation=1, num_iterations=1, callbacks=(), **settings)
     options: dict[str, Any] = {"max_epochs": 1, "precision": "64-true", "accelerator": "cpu", "logger": False}
     options |= {"enable_progress_bar": False, "enable_checkpointing": False, "log_every_n_steps": 1}
     trainer = L.Trainer(callbacks=[steps], **options | (lightning or {}))
-    trainer.fit(module, DataLoader(rows, batch_size=size, collate_fn=list))
+    trainer.fit(module, DataLoader(rows, batch_size=size, collate_fn=collate))
     return steps
 
 
@@ -204,6 +206,13 @@ def test_the_processes_of_rewards_end_with_a_run_by_a_loader(monkeypatch: pytest
     monkeypatch.setattr(Rewards, "close", lambda rewards: closed.append(rewards))
     own_run(Sorting().prompt_rows(8), 8)
     assert len(closed) == 1
+
+
+def test_the_columns_that_torch_makes_of_rows_are_rows_again() -> None:
+    rows = Sorting().prompt_rows(8)
+    lists, columns = own_run(rows, 4), own_run(rows, 4, collate=None)
+    assert all(map(torch.equal, lists.gradients, columns.gradients))
+    assert lists.experiences[-1].prompts == columns.experiences[-1].prompts
 
 
 @pytest.mark.filterwarnings("ignore:.*no effect with a lightning.Trainer")
