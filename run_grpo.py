@@ -57,6 +57,9 @@ def main(
     Without a flag, the model that run_sft.py makes gets better at sorting digits than its teachers were, in under two
     minutes on a CPU.
 
+    An epoch is one iteration: prompts, completions, rewards, optimizer steps. So --max_epochs counts iterations;
+    without it, --max_steps and --max_time every prompt is asked once.
+
     Examples:
         python run_grpo.py
         python run_grpo.py --model=Qwen/Qwen2.5-0.5B-Instruct --task=reasoning_gym:chain_sum --prompts_as_chat
@@ -91,6 +94,8 @@ def main(
         from relax.launch import choices, loading, rewarded
         from relax.plugins import build_callbacks
         from trainers import GRPOTrainer
+        from trainers.grpo_settings import build_method
+        from trainers.settings import defaults_of
 
     quiet_libraries()
     # First what can be refused without loading anything.
@@ -105,7 +110,8 @@ def main(
     folder, logger = choices.open_run("grpo", job, settings, dry_run=dry_run)
     own_callbacks = build_callbacks(job.callbacks or [])
     if watching.kl_schedule is not None:
-        own_callbacks.append(build_kl_schedule(watching.kl_schedule))
+        _, objective = build_method(defaults_of(GRPOTrainer) | settings)
+        own_callbacks.append(build_kl_schedule(watching.kl_schedule, objective.kl_coef))
 
     # Then rewards, prompts, model and trainer.
     with rewarded.pick_rewards(scoring, learned) as rewards:

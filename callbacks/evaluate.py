@@ -4,6 +4,7 @@ Not Lightning's validation, which computes the loss of given answers: here the p
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ class Evaluate(L.Callback):
     Logs ``val/accuracy`` (the share of greedy answers that are right: they score at least 1 and were not cut off),
     ``val/reward``, ``val/reward_NAME``, ``val/truncated``, ``val/completion_length`` and, of ``num_samples`` sampled
     answers, ``val/pass@K`` (arXiv 2107.03374, unbiased); at the number of optimizer steps done. The prompts are
-    divided over the ranks; the figures do not depend on how many there are, and training does not notice.
+    divided over the ranks; the figures do not depend on how many there are, and training does not notice. Warns once
+    where answers score above 0, but none scores 1.
 
     Place it before the callbacks that are to see the figures. Lightning places `Checkpoint` behind it, whose best may
     be chosen by one of them. A run that another callback stops early is not evaluated once more at its end.
@@ -90,6 +92,7 @@ class Evaluate(L.Callback):
         self._asking: dict[str, Any] = {"num_samples": num_samples, "ks": tuple(ks), "correct": correct, "seed": seed}
         self._exam: Exam | None = None
         self._engine: PolicyEngine | None = None
+        self._warned = False
         self._step = -1  # of the latest figures
         self._figures: dict[str, float] = {}
 
@@ -159,7 +162,22 @@ class Evaluate(L.Callback):
         with trainer.precision_plugin.forward_context():  # the policy computes as it does when it is trained
             self._engine = self._engine or PolicyEngine(model, memory=self.rollout_memory)
             values = self._exam.ask(self._engine, tokenizer, numbers)
-        return self._exam.figures(torch.cat(gathered(trainer, values)))
+        everything = torch.cat(gathered(trainer, values))
+        figures = self._exam.figures(everything)
+        if trainer.is_global_zero:
+            self._warn_of_grades(self._exam.grader, self._exam.best_grade(everything))
+        return figures
+
+    def _warn_of_grades(self, name: str, best: float) -> None:
+        """Once: partial scores are no right answers."""
+        if self._warned or not 0 < best < 1:
+            return
+        self._warned = True
+        warnings.warn(
+            f"no evaluated answer scores 1 by the reward {name!r}, the best {best:.3g}; as long as none does, "
+            "val/accuracy is 0 and tells no checkpoint from another: if none ever can, give --monitor=val/reward",
+            stacklevel=4,
+        )
 
     def _sampling(
         self, pl_module: L.LightningModule, model: nn.Module, tokenizer: "PreTrainedTokenizerBase"

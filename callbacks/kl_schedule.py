@@ -47,9 +47,17 @@ class KLSchedule(L.Callback, ABC):
         if len(schedules) > 1:
             raise UserError(f"only one schedule of the KL coefficient can act, got {' and '.join(schedules)}")
         self.start = self._module(pl_module).kl_coef
-        if not self.start > 0:
+        self.check_start(self.start)
+
+    def check_start(self, kl_coef: float) -> None:
+        """Refuse a coefficient that no schedule can start from.
+
+        Raises:
+            UserError: it is 0.
+        """
+        if not kl_coef > 0:
             raise UserError(
-                f"{type(self).__name__} needs a KL coefficient above 0 to start from, got {self.start:g}, with which "
+                f"{type(self).__name__} needs a KL coefficient above 0 to start from, got {kl_coef:g}, with which "
                 "there is no reference to keep to; give --kl_coef, or drop the schedule"
             )
 

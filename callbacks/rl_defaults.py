@@ -28,11 +28,11 @@ KL_SCHEDULES: dict[str, type[KLSchedule]] = {
 }
 
 
-def build_kl_schedule(text: str) -> KLSchedule:
-    """The schedule that ``--kl_schedule`` names, such as ``linear,end=0,steps=1000``.
+def build_kl_schedule(text: str, kl_coef: float) -> KLSchedule:
+    """The schedule that ``--kl_schedule`` names, such as ``linear,end=0,steps=1000``, to start from ``kl_coef``.
 
     Raises:
-        UserError: no such schedule, or not the settings that it takes.
+        UserError: no such schedule, not the settings that it takes, or nothing to start from.
     """
     name, given = read_inline("kl_schedule", text)
     checks.one_of(KL_SCHEDULES, kl_schedule=name)
@@ -44,7 +44,9 @@ def build_kl_schedule(text: str) -> KLSchedule:
         settings = {key: coerce(value, parameters[key].annotation) for key, value in given.items()}
     except ValueError as error:
         raise UserError(f"--kl_schedule={text}: a setting {error}") from None
-    return KL_SCHEDULES[name](**settings)
+    schedule = KL_SCHEDULES[name](**settings)
+    schedule.check_start(kl_coef)
+    return schedule
 
 
 def rl_callbacks(

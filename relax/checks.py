@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection
 
 from relax.errors import UserError
+from relax.other_names import OTHER_NAMES
 
 
 def positive(**settings: float | None) -> None:
@@ -41,3 +42,9 @@ def nearest(word: str, choices: Collection[str], prefix: str = "") -> str:
     """``; did you mean X?`` for the choice most like ``word``, or nothing."""
     found = difflib.get_close_matches(word, list(choices), 1)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def nearest_setting(name: str, settings: Collection[str], prefix: str = "") -> str:
+    """The same for the name of a setting: what other systems call ``name``, or the one most like it."""
+    known = next((ours for ours, theirs in OTHER_NAMES.items() if name in theirs and ours in settings), None)
+    return nearest(name, settings, prefix) if known is None else f"; did you mean {prefix}{known}?"

@@ -68,7 +68,7 @@ def check_own(given: Mapping[str, Any]) -> None:
             warnings.warn(f"--{name} has no effect with --schedule={given['schedule']}", stacklevel=5)
 
 
-def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any], kind: type) -> None:
     """What goes to ``lightning.Trainer``, and whether the batch size fits the devices.
 
     Raises:
@@ -77,7 +77,7 @@ def check_lightning(lightning: Mapping[str, Any], own: Mapping[str, Any]) -> Non
     known = inspect.signature(L.Trainer).parameters
     for name in lightning:
         if name not in known:
-            raise UserError(f"unknown argument {name}{checks.nearest(name, [*known, *own])}")
+            raise UserError(f"unknown argument {name}{checks.nearest_setting(name, [*known, *keywords_of(kind)])}")
         if name in UNFIT and not _is_idle(lightning[name]):
             raise UserError(f"--{name}={lightning[name]} {UNFIT[name]}")
     with quiet_lightning():
@@ -162,6 +162,12 @@ def with_an_end(lightning: Mapping[str, Any], epochs: int = 1) -> dict[str, Any]
 def _is_idle(value: object) -> bool:
     """Whether a limit of Lightning's limits nothing: none, zero, off, or a share of 1.0 (a count of 1 does)."""
     return value is None or value is False or value == 0 or (isinstance(value, float) and value == 1.0)
+
+
+def keywords_of(trainer: type) -> list[str]:
+    """What a trainer and the classes that it comes from take by keyword only."""
+    parameters = [p for cls in trainer.__mro__ for p in inspect.signature(cls).parameters.values()]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def defaults_of(trainer: type) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class Trainer(L.LightningModule, ABC):
         parameters = inspect.signature(Trainer).parameters
         own = defaults_of(Trainer) | {name: value for name, value in settings.items() if name in parameters}
         check_own(own)
-        check_lightning({name: value for name, value in settings.items() if name not in parameters}, own)
+        check_lightning({name: value for name, value in settings.items() if name not in parameters}, own, cls)
 
     @abstractmethod
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
-from relax.checks import nearest
+from relax.checks import nearest_setting
 from relax.cli.flags import Flag
 from relax.errors import UserError
 
@@ -44,7 +44,7 @@ def refuse_unknown(names: Iterable[str], flags: Mapping[str, Flag], source: str)
         if name in flags:
             continue
         switches = [f"no{flag.name}" for flag in flags.values() if flag.is_switch]
-        advice = nearest(name, [*flags, *switches], "--") or "; --help lists them all"
+        advice = nearest_setting(name, [*flags, *switches], "--") or "; --help lists them all"
         raise UserError(f"unknown flag --{name} (from {source}){advice}")
 
 

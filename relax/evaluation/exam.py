@@ -61,6 +61,11 @@ class Exam:
         """Names of the reward functions."""
         return [reward.name for reward in self.rewards.functions]
 
+    @property
+    def grader(self) -> str:
+        """Name of the one that says whether an answer is right."""
+        return self.correct or self.functions[0]
+
     def ask(self, engine: RolloutEngine, tokenizer: "PreTrainedTokenizerBase", numbers: Sequence[int]) -> Tensor:
         """What the answers to the prompts at ``numbers`` score: [their count, A, C], fp64.
 
@@ -99,17 +104,25 @@ class Exam:
                 figures[f"pass@{k}"] = math.fsum(pass_at_k(self.num_samples, c, k) for c in counts) / len(counts)
         return figures
 
+    def best_grade(self, values: Tensor) -> float:
+        """The highest score of any answer, of all answers [P, A, C], by the function ``correct``."""
+        grades = self._grades(values)
+        return float(grades[~grades.isnan()].max())
+
     def _right(self, values: Tensor) -> Tensor:
         """[prompts that can be right or wrong, A], bool."""
-        name = self.correct or self.functions[0]
-        scores = values[..., _FUNCTIONS + self.functions.index(name)]
+        scores = self._grades(values)
         applies = ~scores.isnan().all(1)
         if not applies.any():
             raise UserError(
-                f"the reward {name!r} says which answers are right, but applies to none of the {len(values)} "
+                f"the reward {self.grader!r} says which answers are right, but applies to none of the {len(values)} "
                 "evaluation prompts; name another one as correct, or give the rows the columns that it needs"
             )
         return ((scores >= 1) & (values[..., _TRUNCATED] == 0))[applies]
+
+    def _grades(self, values: Tensor) -> Tensor:
+        """[P, A], what ``grader`` gave."""
+        return values[..., _FUNCTIONS + self.functions.index(self.grader)]
 
     def _generate(
         self, engine: RolloutEngine, numbers: Sequence[int], sampling: Sampling, num_samples: int

@@ -47,7 +47,8 @@ class PolicyEngine:
             CPU; on a GPU it waits for all kernels. None: 1 on the CPU, else 8.
 
     Raises:
-        UserError: ``model`` is no causal language model, or has an adapter that is no part of its layers.
+        UserError: ``model`` is no causal language model, has an adapter that is no part of its layers, or is on a
+            device without float64.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class PolicyEngine:
     ) -> None:
         self._policy, self._model, self._memory = model, base_model(model), memory
         _refuse_prompt_learning(model)
+        _refuse_device(self._model.device)
         self._check_every = steps_between_checks or (1 if self._model.device.type == "cpu" else 8)
         with self._generating():
             self._ability = find_ability(self._model)
@@ -212,3 +214,9 @@ def _refuse_prompt_learning(model: nn.Module) -> None:
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         kind = model.active_peft_config.peft_type.value
         raise UserError(f"adapters of type {kind} live outside the model's layers and cannot generate here; use LoRA")
+
+
+def _refuse_device(device: torch.device) -> None:
+    """Tokens are drawn by sums in float64; see `relax.rollout.drawing`."""
+    if device.type == "mps":
+        raise UserError("sampling needs float64, which the device mps lacks; run on the CPU with --accelerator=cpu")

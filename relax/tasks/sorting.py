@@ -56,6 +56,7 @@ class Sorting:
         "max_new_tokens": 9,  # eight digits and the end of text
         "max_steps": 140,
         "gradient_clip_val": 1.0,
+        "accelerator": "cpu",  # a model of this size needs no more
     }
 
     @property

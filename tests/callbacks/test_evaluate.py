@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -133,6 +134,25 @@ def test_which_reward_says_what_is_right_and_where_none_applies(trained: dict[st
     assert figures["val/reward_shape"] == 0.25
     assert figures["val/reward"] == pytest.approx(2 * 0.25 + (3 * 0.5 + 3 * 1.0) / 10)
     assert evaluate(trained, ROWS, rewards)["val/accuracy"] == 0.0  # by the first
+
+
+def test_scores_that_never_reach_1_are_told_once(trained: dict[str, torch.Tensor]) -> None:
+    def graded(completion: str, answer: str) -> float:
+        return 0.7 * copied(completion, answer)
+
+    def told(reward: Any, *, of: dict[str, torch.Tensor]) -> list[str]:
+        module = Copies()
+        module.model.load_state_dict(of)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(Evaluate(ROWS, reward, every_n_steps=1), module=module, max_steps=2)
+        return [str(warning.message) for warning in caught if "val/accuracy" in str(warning.message)]
+
+    (message,) = told(graded, of=trained)
+    assert "no evaluated answer scores 1 by the reward 'graded', the best 0.7" in message
+    assert message.endswith("give --monitor=val/reward")
+    assert told(copied, of=trained) == []
+    assert told(lambda completions: [0.0 for _ in completions], of=trained) == []
 
 
 def test_of_many_prompts_some_are_asked_evenly_spaced() -> None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 from test_run_sft import here  # noqa: F401  (a fixture)
+from test_run_sft import start as start_sft
 
 import run_grpo
 from relax.launch.rewarded import evaluated_figures
+from relax.other_names import OTHER_NAMES
 from relax.rewards import build_rewards
 from relax.tasks import TASKS
 
@@ -202,6 +204,7 @@ MISTAKES = [
     (["--model=base"], "--model=base needs data: add --dataset=FILE"),
     (["--model=base", "--dataset=qa.jsonl"], "--dataset needs --rewards=.*--rewards=math"),
     (["--task=reasoning_gym:chain_sum"], "--task=reasoning_gym:chain_sum needs --model=NAME"),
+    (["--accelerator=abacus"], "abacus"),  # the task's own is the CPU, the user's wins
     (["--task=sortin"], "--task must be one of .*did you mean sorting"),
     ([*OWN, "--task=sorting"], "only one of --dataset=qa.jsonl and --task=sorting"),
     # Before the model is looked at, which is not there:
@@ -226,6 +229,22 @@ MISTAKES = [
     (["--model=./nowhere", *OWN[1:], "--kl_schedule=linear,end=0"], "write it as linear,end=NUMBER,steps=NUMBER"),
     (["--model=./nowhere", *OWN[1:], "--kl_schedule=linear,end=x,steps=9"], "must be float, got 'x'"),
     (["--model=./nowhere", *OWN[1:], "--monitor=val/pass@2"], "--monitor=val/pass@2 needs held-out prompts"),
+    (["--model=./nowhere", *OWN[1:], "--kl_schedule=linear,end=0,steps=9"], "KL coefficient above 0 .* give --kl_coef"),
+    (
+        ["--model=./nowhere", *OWN[1:], "--kl_schedule=constant", "--preset=grpo", "--kl_coef=0"],
+        "ConstantKL needs a KL coef",
+    ),
+    (["--model=./nowhere", *OWN[1:], "--kl_schedule=constant", "--preset=grpo"], "nowhere"),
+    *[
+        (["--model=./nowhere", *OWN[1:], f"--{theirs}=1"], f"unknown flag --{theirs} .*; did you mean --{ours}\\?")
+        for theirs, ours in {
+            **{"beta": "kl_coef", "epsilon": "clip_low", "epsilon_high": "clip_high", "delta": "ratio_max"},
+            **{"loss_type": "aggregation", "scale_rewards": "advantage", "n": "num_generations"},
+            **{"max_completion_length": "max_new_tokens", "num_train_epochs": "max_epochs"},
+            **{"per_device_eval_batch_size": "micro_batch_size", "eval_steps": "eval_every_n_steps"},
+            **{"gradient_accumulation_steps": "accumulate_grad_batches", "lr": "learning_rate"},
+        }.items()
+    ],
     (["--model=./nowhere", *OWN[1:], "--packing_length=64"], "unknown flag --packing_length"),
     (["--model=./nowhere", *OWN[1:], "--streaming"], "unknown flag --streaming"),
     (["--model=./nowhere", *OWN[1:], "--lora_alpha=4"], "--lora_alpha: no effect without --lora_r"),
@@ -233,7 +252,6 @@ MISTAKES = [
     (["--model=base", "--dataset=empty.jsonl", "--rewards=exact"], "empty.jsonl: the file is empty"),
     ([*OWN, "--max_prompt_length=2"], "longer than --max_prompt_length=2.*raise it"),
     ([*OWN, "--system_prompt=Sort!"], "--system_prompt needs a chat template"),
-    ([*OWN, "--kl_schedule=constant", "--kl_coef=0"], "needs a KL coefficient above 0"),
     (["--model=./nowhere", *OWN[1:], "--val_split=9", "--monitor=val/acuracy"], "did you mean val/accuracy"),
     ([*OWN, "--val_split=0.5", "--val_dataset=qa.jsonl"], "only one of"),
     ([*OWN, "--dry_run", "--overwrite"], "--dry_run writes nothing and starts anew"),
@@ -251,6 +269,19 @@ def test_a_mistake_gets_one_line_and_no_traceback(flags: list[str], message: str
     assert last.startswith("error: ")
     assert re.search(message, last), last
     assert "Traceback" not in err
+
+
+def test_the_help_says_what_an_epoch_is() -> None:
+    code, out, _ = start("--help")
+    assert code == 0
+    assert "--max_epochs counts iterations" in " ".join(out.split())
+
+
+def test_every_name_of_another_system_leads_to_a_flag_that_there_is() -> None:
+    listed = [start("--help")[1], start_sft("--help")[1]]
+    for ours, theirs in OTHER_NAMES.items():
+        assert any(f"--{ours}  " in text for text in listed), ours
+        assert not any(f"--{name}  " in text for text in listed for name in theirs), theirs
 
 
 def test_flags_without_effect_are_told(own: Path) -> None:

@@ -217,6 +217,10 @@ def test_spellings_of_a_flag(
     ("argv", "message"),
     [
         ("--learing_rate=1", "unknown flag --learing_rate (from the command line); did you mean --learning_rate?"),
+        # What another system calls it, where we have it: "--lr" alone is more like "--lora_r".
+        ("--lr=1", "unknown flag --lr (from the command line); did you mean --learning_rate?"),
+        ("--lora-rank=1", "unknown flag --lora_rank (from the command line); did you mean --lora_r?"),
+        ("--beta=1", "unknown flag --beta (from the command line); did you mean --betas?"),
         ("--zzz=1", "unknown flag --zzz (from the command line); --help lists them all"),
         ("--no_use_rslora", "unknown flag --no_use_rslora (from the command line); did you mean --nouse_rslora?"),
         ("--nolora_r", "unknown flag --nolora_r (from the command line); did you mean --lora_r?"),

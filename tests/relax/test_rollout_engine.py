@@ -11,7 +11,7 @@ from tiny_models import refused
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from relax.causal_lm import isolate_documents
-from relax.errors import TrainingStopped
+from relax.errors import TrainingStopped, UserError
 from relax.rollout import PolicyEngine, Rollouts, Sampling, StopStrings
 from relax.rollout import engine as engine_module
 from relax.rollout.sampler import Sampler
@@ -224,6 +224,12 @@ def test_sequences_longer_than_the_model_are_refused_or_warned_of() -> None:
     short = build("llama", max_position_embeddings=24)
     with pytest.warns(UserWarning, match="LlamaForCausalLM has 24 positions"):
         generate(PolicyEngine(short), prompts, Sampling(max_new_tokens=8))
+
+
+def test_a_device_without_float64_is_refused(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model), "device", torch.device("mps"))  # torch has it on a Mac only
+    with pytest.raises(UserError, match="needs float64, which the device mps lacks; .* --accelerator=cpu$"):
+        PolicyEngine(model)
 
 
 def test_wrong_inputs_are_refused_in_one_line(model: PreTrainedModel) -> None:
