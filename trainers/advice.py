@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from relax.data.batching.streaming import SampleStream
 
 if TYPE_CHECKING:
+    from trainers.on_policy import OnPolicyTrainer
     from trainers.trainer import Trainer
 
 
@@ -108,4 +109,15 @@ def warn_of_a_validation_that_never_comes(trainer: "Trainer", steps_of_an_epoch:
             f"the validation data are never used: the run ends at step {steps}, before the first validation at "
             f"step {first}; lower --val_every_n_steps",
             stacklevel=3,
+        )
+
+
+def warn_of_few_prompts(trainer: "OnPolicyTrainer") -> None:
+    """At construction: some prompts will be asked more than once in an iteration."""
+    asked = trainer.prompts_per_iteration
+    if trainer.prompts is not None and len(trainer.prompts) < asked:
+        warnings.warn(
+            f"an iteration asks {asked} prompts (--batch_size x --steps_per_generation / --num_generations) and the "
+            f"data have {len(trainer.prompts)}: some are asked more than once, in groups of their own",
+            stacklevel=4,
         )

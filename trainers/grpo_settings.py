@@ -72,6 +72,7 @@ class FlatIterations:
 
     def __init__(self) -> None:
         self.count = 0
+        self._always, self._reason = True, ""
 
     def watch(self, experience: Experience, trained: Tensor) -> None:
         """Count this one; warn when there are too many, with the likely reasons.
@@ -83,9 +84,20 @@ class FlatIterations:
         flat = without_variance(experience.completions["score"], experience.groups)
         left_out = ~trained.view(-1, experience.num_samples).any(1)
         self.count = self.count + 1 if bool((flat | left_out).all()) else 0
+        self._always &= self.count > 0
+        if self.count:
+            self._reason = _reason(experience, trained)
         if self.count == FLAT_ITERATIONS:
-            reason = _reason(experience, trained)
-            warnings.warn(f"nothing to learn for {self.count} iterations: {reason}", stacklevel=4)
+            self._warn("for")
+
+    def finish(self) -> None:
+        """A run ends: warn if it was too short for that, and there was nothing to learn in all of it."""
+        if self._always and 0 < self.count < FLAT_ITERATIONS:
+            self._warn("in all")
+
+    def _warn(self, when: str) -> None:
+        number = "iteration" if self.count == 1 else "iterations"
+        warnings.warn(f"nothing to learn {when} {self.count} {number}: {self._reason}", stacklevel=5)
 
 
 def _reason(experience: Experience, trained: Tensor) -> str:

@@ -125,6 +125,10 @@ class GRPOTrainer(OnPolicyTrainer):
         others = {name: value for name, value in settings.items() if name not in defaults}
         super().check(**others | {"kl_coef": objective.kl_coef, "kl_estimator": objective.kl_estimator})
 
+    def on_train_end(self) -> None:
+        """Lightning's hook."""
+        self._flat_iterations.finish()
+
     def collect(self, prompts: PromptSource) -> Experience:
         """One iteration's experience: completions, scores, advantages."""
         asked = prompts.take(prompts.wanted)

@@ -30,7 +30,7 @@ def generate(trainer: "OnPolicyTrainer", asked: Asked) -> Experience:
 
 
 def score(trainer: "OnPolicyTrainer", experience: Experience, asked: Asked) -> Experience:
-    """The same with ``score``, and ``reward/NAME`` of each function.
+    """The same with ``score``, ``reward/NAME`` of each function, and ``failures``: how often one gave no score.
 
     Raises:
         RewardFailed: a function gave no score.
@@ -48,6 +48,8 @@ def score(trainer: "OnPolicyTrainer", experience: Experience, asked: Asked) -> E
         if mine:
             scores = trainer.rewards.score(mine)
             columns = {"score": [*scores.total]}
+            failures = sum(scores.num_faults.values()) / (len(mine) * len(scores.num_faults))
+            columns["failures"] = [failures] * len(mine)  # the share of this rank
             columns |= {f"reward/{name}": values for name, values in scores.by_function.items()}
         parts = [part for part in gathered(trainer.trainer, columns) if part]
         return experience.with_completions({name: _joined(part[name] for part in parts) for name in parts[0]})

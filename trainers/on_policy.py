@@ -28,9 +28,9 @@ from relax.ranks import gathered
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
 from relax.rollout import PolicyEngine, RolloutEngine
-from trainers.advice import warn_of_a_loader_of_prompts, warn_of_dropout
+from trainers.advice import warn_of_a_loader_of_prompts, warn_of_dropout, warn_of_few_prompts
 from trainers.model_checks import check_whole_weights, prepare_reference
-from trainers.on_policy_settings import NOT_ON_POLICY, build_sampling, check_rollouts, frozen_reference
+from trainers.on_policy_settings import NOT_ON_POLICY, build_sampling, check_longest, check_rollouts, frozen_reference
 from trainers.prompting import (
     GivenPrompts,
     PromptSource,
@@ -164,6 +164,8 @@ class OnPolicyTrainer(Trainer):
         self.temperature, self.stop_strings, self.rollout_memory = temperature, stop_strings or [], rollout_memory
         self.compares, self._kl_coef, self.kl_estimator = kl_coef > 0, kl_coef, kl_estimator
         self.sampling = build_sampling(own, model, tokenizer)
+        check_longest(self)
+        warn_of_few_prompts(self)
         # In a tuple, where torch does not look: it is neither trained, nor saved, nor ever in training mode.
         self._reference = (frozen_reference(model, reference, kl_coef),)
         # Now: later it may have another precision, or follow the policy.

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from relax.policy_gradient import KL_ESTIMATORS
 from relax.rollout import Sampling, StopStrings
 from relax.rollout.memory import budget_tokens
 from relax.rollout.texts import end_of_text_ids
+
+if TYPE_CHECKING:
+    from trainers.on_policy import OnPolicyTrainer
 
 NOT_ON_POLICY = {
     "packing_length": None,
@@ -61,13 +64,25 @@ def check_rollouts(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     if isinstance(own["stop_strings"], str):
         raise UserError(f"--stop_strings must be a list of texts, got the text {own['stop_strings']!r}")
     budget_tokens(own["rollout_memory"], 1, torch.device("cpu"))  # can it be read?
-    budget, longest = given.get("max_tokens_per_micro_batch"), (own["max_prompt_length"] or 0) + own["max_new_tokens"]
-    if budget is not None and own["max_prompt_length"] is None:
-        raise UserError("--max_tokens_per_micro_batch needs to know the longest sequence: give --max_prompt_length")
+    budget, new = given.get("max_tokens_per_micro_batch"), own["max_new_tokens"]
+    if budget is not None and budget <= new:
+        raise UserError(
+            f"--max_tokens_per_micro_batch={budget} must hold a prompt and --max_new_tokens={new}; raise the one or "
+            "lower the other"
+        )
+
+
+def check_longest(trainer: "OnPolicyTrainer") -> None:
+    """Whether the longest prompt and its completion fit into a micro-batch, now that prompts are there.
+
+    Raises:
+        UserError: they do not.
+    """
+    budget, longest = trainer.max_tokens_per_micro_batch, trainer.longest_row()
     if budget is not None and budget < longest:
         raise UserError(
-            f"--max_tokens_per_micro_batch={budget} must hold the longest prompt and completion, {longest} tokens; "
-            "raise it, or lower --max_prompt_length or --max_new_tokens"
+            f"--max_tokens_per_micro_batch={budget} must hold the longest prompt and --max_new_tokens="
+            f"{trainer.sampling.max_new_tokens}, {longest} tokens; raise it or shorten them"
         )
 
 

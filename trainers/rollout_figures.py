@@ -18,6 +18,7 @@ def rollout_figures(experience: Experience, seconds: Mapping[str, float]) -> dic
         "completion_tokens": lengths.mean(),
         "longest_completion": lengths.max(),
         "truncated": experience.completions["truncated"].double().mean(),
+        "reward_failures": experience.completions["failures"].mean(),
     }
     if experience.num_samples > 1:
         flat = without_variance(scores, experience.groups)

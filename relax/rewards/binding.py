@@ -19,6 +19,8 @@ from relax.data.examples import Row
 from relax.errors import UserError
 from relax.rewards.samples import Sample
 
+TRL_ARGUMENTS = ("trainer_state", "log_extra", "log_metric")
+"""What TRL hands to its reward functions beside columns."""
 _OF_SAMPLE: dict[str, Callable[[Sample], Any]] = {
     "completion_ids": lambda sample: sample.completion_ids,
     "truncated": lambda sample: sample.truncated,
@@ -62,6 +64,11 @@ class Signature:
     def check_columns(self, name: str, columns: Collection[str]) -> None:
         """Raise a ``UserError`` if the data have not all ``columns`` that the function ``name`` needs."""
         for column in self.required:
+            if column not in columns and column in TRL_ARGUMENTS:
+                raise UserError(
+                    f"reward {name!r} asks for {column}, which TRL passes and ReLax does not; drop it, or give it a "
+                    "default"
+                )
             if column not in columns:
                 raise UserError(
                     f"reward {name!r} needs the column {column!r}, and the data have {', '.join(sorted(columns))}"

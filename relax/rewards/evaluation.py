@@ -43,8 +43,10 @@ class Reward:
     score_over_limit: float | None = None
 
 
-def evaluate(reward: Reward, samples: Sequence[Sample], seconds: float | None) -> list[Outcome]:
-    """One outcome a sample, each call limited to ``seconds``."""
+def evaluate(
+    reward: Reward, samples: Sequence[Sample], seconds: float | None, last: Callable[[Outcome], bool] = lambda _: False
+) -> list[Outcome]:
+    """One outcome a sample, each call limited to ``seconds``; none behind one of a call of its own that is ``last``."""
     if reward.signature.is_async:
         rounds = 1 if reward.signature.batched else math.ceil(len(samples) / MAX_CONCURRENT)
         # Limits inside the event loop fail where a function blocks the loop itself.
@@ -55,7 +57,7 @@ def evaluate(reward: Reward, samples: Sequence[Sample], seconds: float | None) -
     if reward.signature.batched:
         arguments = reward.signature.batch_arguments(samples)
         return _read_scores(_guarded(lambda: reward.function(**arguments), seconds), len(samples))
-    return call_each([partial(_evaluate_one, reward, sample) for sample in samples], seconds, took_longer)
+    return call_each([partial(_evaluate_one, reward, sample) for sample in samples], seconds, took_longer, last)
 
 
 def _evaluate_one(reward: Reward, sample: Sample) -> Outcome:

@@ -88,12 +88,16 @@ class Rewards:
         outcomes: list[Outcome] = [None] * len(samples)
         if not chosen:
             return outcomes
+
+        def stops(outcome: Outcome) -> bool:
+            return self.on_error == "stop" and isinstance(outcome, Fault) and not _scores_over_limit(reward, outcome)
+
         if reward.isolated and self._pool.num_workers > 0:
-            results = self._pool.evaluate(reward.name, chosen)
+            results = self._pool.evaluate(reward.name, chosen, stops)
         else:
-            results = evaluate(reward, chosen, reward.time_limit_seconds)
-        for i, outcome in zip(fitting, results, strict=True):
-            over = isinstance(outcome, Fault) and outcome.over_limit and reward.score_over_limit is not None
+            results = evaluate(reward, chosen, reward.time_limit_seconds, stops)
+        for i, outcome in zip(fitting, results, strict=False):  # behind one that stops the run there may be none
+            over = isinstance(outcome, Fault) and _scores_over_limit(reward, outcome)
             outcomes[i] = reward.score_over_limit if over else outcome
         return outcomes
 
@@ -125,6 +129,10 @@ class Rewards:
                 "leave such rows out"
             )
         return math.fsum(terms)
+
+
+def _scores_over_limit(reward: Reward, fault: Fault) -> bool:
+    return fault.over_limit and reward.score_over_limit is not None
 
 
 def build_rewards(

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess, SpawnProcess
@@ -47,8 +47,13 @@ class WorkerPool:
         self._rewards = dict(rewards)
         self._team: list[_Worker] = []
 
-    def evaluate(self, which: str, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample of ``rewards[which]``, every task within the reward's time limit."""
+    def evaluate(
+        self, which: str, samples: Sequence[Sample], last: Callable[[Outcome], bool] = lambda _: False
+    ) -> list[Outcome]:
+        """One outcome a sample of ``rewards[which]``, every task within the reward's time limit.
+
+        After an outcome that is ``last`` no task is begun, and those under way are ended; they have no outcome (None).
+        """
         tasks = self._cut(self._rewards[which], samples)
         results: list[list[Outcome]] = [[] for _ in tasks]
         waiting, idle, busy = deque(range(len(tasks))), self._living(), list[_Worker]()
@@ -61,11 +66,13 @@ class WorkerPool:
                 for worker, result in self._collect(busy, which, tasks):
                     busy.remove(worker)
                     results[worker.task] = result
+                    if any(map(last, result)):
+                        return _in_order(results, tasks)
                     idle += [worker] if worker in self._team else []
         finally:
             if busy:  # interrupted: nobody will ask for their results
                 self.close()
-        return [outcome for result in results for outcome in result]
+        return _in_order(results, tasks)
 
     def close(self) -> None:
         """End every process."""
@@ -130,6 +137,10 @@ class WorkerPool:
         worker.pipe.close()
         worker.process.kill()  # not terminate: a handler that it inherited, or set, might ignore it
         worker.process.join()
+
+
+def _in_order(results: list[list[Outcome]], tasks: list[Sequence[Sample]]) -> list[Outcome]:
+    return [outcome for result, task in zip(results, tasks, strict=True) for outcome in result or [None] * len(task)]
 
 
 def _work(rewards: Mapping[str, Reward], tasks: Connection, inherited: list[Connection]) -> None:

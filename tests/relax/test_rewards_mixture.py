@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -83,6 +84,26 @@ def test_a_fault_stops_with_function_prompt_and_completion_named(
         assert "--reward_on_error=0" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_stops_does_not_wait_for_the_other_completions(workers: int) -> None:
+    """With the default limit of a minute, 128 completions on which a function hangs would take two hours."""
+
+    def hangs(completion: str) -> float:
+        time.sleep(30)
+        return 0.0
+
+    samples = [Sample("1+1=", str(i), {}) for i in range(20)]
+    started = time.monotonic()
+    with (
+        build_rewards(
+            {"class_path": hangs, "isolated": bool(workers)}, time_limit_seconds=0.2, workers=workers
+        ) as found,
+        pytest.raises(RewardFailed, match="'hangs' took longer than 0.2 s"),
+    ):
+        found.score(samples)
+    assert time.monotonic() - started < 2.5, "one limit, not twenty"
 
 
 def test_a_fault_scores_what_the_user_said_and_is_counted() -> None:

@@ -68,8 +68,7 @@ SETTINGS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"micro_batch_size": 5}, "batch_size must be devices x accumulate_grad_batches x micro_batch_size, got 16"),
     ({"steps_per_generation": 0}, "--steps_per_generation must be above 0, got 0"),
     ({"num_iterations": 0}, "--num_iterations must be above 0, got 0"),
-    ({"max_tokens_per_micro_batch": 20, "max_prompt_length": 30}, "=20 must hold the longest .* 35 tokens; raise it"),
-    ({"max_tokens_per_micro_batch": 20, "max_prompt_length": None}, "give --max_prompt_length"),
+    ({"max_tokens_per_micro_batch": 5}, "=5 must hold a prompt and --max_new_tokens=5; raise the one or lower"),
     ({"rollout_memory": "lots"}, "--rollout_memory must be a number of tokens or a size such as 4GB"),
     ({"preset": "drgrpo"}, "--preset must be one of .*, got drgrpo; did you mean dr_grpo?"),
     ({"advantage": "std"}, "--advantage must be one of batch_std, group_mean, group_std, leave_one_out, got std"),
@@ -125,6 +124,7 @@ DATA_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a reward's column": ({"rewards": needy}, "reward 'needy' needs the column 'answer', and the data have prompt"),
     "no template": ({"system_prompt": "Sort!"}, "--system_prompt needs a chat template and the tokenizer has none"),
     "a stream": ({"rows": one_by_one()}, r"prompts must be at hand, .*\(generator\); give a list of them"),
+    "a longer prompt": ({"max_tokens_per_micro_batch": 9}, "=9 must hold the longest prompt and --max_new_tokens=5"),
     "no such token": ({"stop_token_ids": [14]}, "--stop_token_ids must be tokens of the model, 0 to 13, got 14"),
 }  # fmt: skip
 
