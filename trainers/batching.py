@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from relax import causal_lm
 from relax.data.audit import Audit, audit
 from relax.data.batching.batches import collate_packed, collate_padded
-from relax.data.batching.epoch import BatchBuilder, PlannedBatches
+from relax.data.batching.epoch import BatchBuilder, Collate, PlannedBatches
 from relax.data.batching.layout import Layout
 from relax.data.batching.loader import BatchSource
 from relax.data.batching.planning import Batching, Plan
@@ -93,9 +93,14 @@ def decide_packing(trainer: "Trainer") -> bool:
     return bool(isolation)
 
 
+def collation(trainer: "Trainer", *, packed: bool) -> Collate:
+    """How the samples of a micro-batch are put together."""
+    return partial(collate_packed if packed else collate_padded, pad_id=pad_id(trainer.tokenizer))
+
+
 def build_batches(trainer: "Trainer", *, packed: bool) -> PlannedBatches | StreamedBatches:
     """The micro-batches of this rank; ``trainer`` is attached to a ``lightning.Trainer``."""
-    collate = partial(collate_packed if packed else collate_padded, pad_id=pad_id(trainer.tokenizer))
+    collate = collation(trainer, packed=packed)
     if isinstance(trainer.train_data, SampleStream):
         return StreamedBatches(
             trainer.train_data, BatchBuilder(_by_count(trainer, packed), trainer.global_rank, collate)

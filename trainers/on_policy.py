@@ -5,7 +5,6 @@ How scores become something to learn from, and the loss, are the subclass's: ``c
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from relax import causal_lm, checks
-from relax.data.batching.batches import collate_packed, collate_padded
 from relax.data.batching.epoch import BatchBuilder
 from relax.data.examples import Row
 from relax.data.prompts import PromptDataset
@@ -23,12 +21,12 @@ from relax.errors import UserError
 from relax.experience import Experience, Minibatch
 from relax.lightning_loop import brings_own_loader
 from relax.losses import token_logprobs
-from relax.models import pad_id
 from relax.ranks import gathered
 from relax.rewards import Rewards, build_rewards
 from relax.rewards.specs import Entry
 from relax.rollout import PolicyEngine, RolloutEngine
 from trainers.advice import warn_of_a_loader_of_prompts, warn_of_dropout, warn_of_few_prompts
+from trainers.batching import collation
 from trainers.model_checks import check_whole_weights, prepare_reference
 from trainers.on_policy_settings import NOT_ON_POLICY, build_sampling, check_longest, check_rollouts, frozen_reference
 from trainers.prompting import (
@@ -324,8 +322,8 @@ class OnPolicyTrainer(Trainer):
         """The micro-batches of this rank."""
         if self.reference is not None:
             prepare_reference(self, self.reference, packed=packed)
-        collate = partial(collate_packed if packed else collate_padded, pad_id=pad_id(self.tokenizer))
-        return RolloutBatches(self, BatchBuilder(layout(self, padded=not packed), self.global_rank, collate))
+        cut, collate = layout(self, padded=not packed), collation(self, packed=packed)
+        return RolloutBatches(self, BatchBuilder(cut, self.global_rank, collate))
 
     def teardown(self, stage: str) -> None:
         """Lightning's hook, after a run that ended well."""

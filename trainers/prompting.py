@@ -13,8 +13,8 @@ from relax.data.sources.dataset_rows import named
 from relax.errors import UserError
 from relax.experience import Experience
 from relax.rewards import Rewards, Sample
+from relax.rewards.shown import shown
 from relax.rollout import Sampling
-from relax.rollout.texts import completion_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,7 +144,8 @@ def samples_of(
     samples = []
     for index in completions:
         prompt, ids = asked[experience.numbers[index // experience.num_samples]], experience.completion(index)
-        text = completion_text(tokenizer, ids, stop_ids=sampling.stop_ids, stop_strings=stop_strings)
         truncated = bool(experience.completions["truncated"][index])
-        samples.append(Sample(prompt.prompt, text, prompt.row, ids, truncated))
+        samples.append(
+            shown(prompt, ids, truncated=truncated, tokenizer=tokenizer, sampling=sampling, stop_strings=stop_strings)
+        )
     return samples

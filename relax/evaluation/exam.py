@@ -14,8 +14,8 @@ from torch import Tensor
 from relax.errors import UserError
 from relax.evaluation.pass_at_k import pass_at_k
 from relax.rewards import Rewards, Sample, Scores
+from relax.rewards.shown import shown
 from relax.rollout import RolloutEngine, Rollouts, Sampling
-from relax.rollout.texts import completion_text
 from relax.seeding import mix
 
 if TYPE_CHECKING:
@@ -138,13 +138,18 @@ class Exam:
     def _samples(
         self, rollouts: Rollouts, tokenizer: "PreTrainedTokenizerBase", numbers: Sequence[int]
     ) -> list[Sample]:
-        asked, ends = [self.prompts[number] for number in numbers], self.sampling.stop_ids
-        samples = []
-        for i, ids in enumerate(rollouts.completions()):
-            prompt, cut = asked[i // rollouts.num_samples], rollouts.finish_reasons[i] == "length"
-            text = completion_text(tokenizer, ids, stop_ids=ends, stop_strings=self.stop_strings)
-            samples.append(Sample(prompt.prompt, text, prompt.row, ids, cut))
-        return samples
+        asked = [self.prompts[number] for number in numbers]
+        return [
+            shown(
+                asked[i // rollouts.num_samples],
+                ids,
+                truncated=rollouts.finish_reasons[i] == "length",
+                tokenizer=tokenizer,
+                sampling=self.sampling,
+                stop_strings=self.stop_strings,
+            )
+            for i, ids in enumerate(rollouts.completions())
+        ]
 
 
 def check_samples(num_samples: int, ks: Sequence[int]) -> None:
