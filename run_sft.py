@@ -4,13 +4,23 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from relax.cli import Forwarded, run
-from relax.launch.flags import BUILT_BY_SCRIPTS, LIGHTNING, DataFlags, LoRAFlags, ModelFlags, RunFlags, by_name, names
+from relax.launch.flags import (
+    BUILT_BY_SCRIPTS,
+    LIGHTNING,
+    DataFlags,
+    KeepFlags,
+    LoRAFlags,
+    ModelFlags,
+    RunFlags,
+    by_name,
+    names,
+)
 
 GROUPS = {
     "Model": names(ModelFlags),
     "Data": (*names(DataFlags), "streaming", "task"),
     "LoRA": names(LoRAFlags),
-    "Run": (*names(RunFlags), "checkpoint_every_n_steps", "monitor", "monitor_mode", "dry_run"),
+    "Run": (*names(RunFlags), *names(KeepFlags)),
 }
 
 
@@ -19,13 +29,10 @@ def main(
     source: ModelFlags,
     data: DataFlags,
     lora: LoRAFlags,
+    keeping: KeepFlags,
     job: RunFlags,
     streaming: bool = False,
     task: Literal["sorting"] | None = None,
-    checkpoint_every_n_steps: int | None = 500,
-    monitor: str | None = None,
-    monitor_mode: Literal["min", "max"] = "min",
-    dry_run: bool = False,
     **settings: Any,
 ) -> None:
     """Fine-tune a causal language model on examples, full weights or LoRA, on a CPU or several GPUs.
@@ -44,13 +51,10 @@ def main(
         source: which model.
         data: which rows.
         lora: which adapter.
+        keeping: what is kept.
         job: which folder.
         streaming: read and tokenize rows while training, for data that do not fit or cannot be waited for.
         task: built-in data with a verifiable answer; its accuracy is told before and after. Default without --dataset.
-        checkpoint_every_n_steps: None saves at the end only.
-        monitor: validation figure by which best.ckpt is kept, such as val/loss.
-        monitor_mode: whether it is better when lower (min) or higher (max).
-        dry_run: look at the data, train one step, the largest, to see whether it fits, and write nothing.
         settings: everything else goes to SFTTrainer, Trainer and lightning.Trainer.
     """
     flags = by_name({name: value for name, value in locals().items() if name != "settings"})
@@ -58,9 +62,10 @@ def main(
     from relax.quiet import quick_imports, quiet_libraries
 
     with quick_imports():
-        from callbacks import SafeInterrupt, default_callbacks
-        from relax import checks, report
+        from callbacks.defaults import script_callbacks
+        from relax import report
         from relax.launch import choices, loading
+        from relax.launch.job import carry_out
         from relax.plugins import build_callbacks
         from trainers import SFTTrainer
 
@@ -70,21 +75,18 @@ def main(
     if builtin is not None and source.model is None:
         settings = builtin.sft_settings | settings
     SFTTrainer.check(**settings)
-    checks.positive(checkpoint_every_n_steps=checkpoint_every_n_steps)
-    choices.check_validation(data, streaming=streaming, monitor=monitor)
+    choices.check_keeping(keeping)
+    choices.check_validation(data, streaming=streaming, monitor=keeping.monitor)
     choices.warn_without_effect(flags)
     adapter = choices.pick_lora(lora, quantize=source.quantize)
-    folder, logger = choices.open_run("sft", job, settings, dry_run=dry_run)
-    watchers = choices.without_doubles(
-        default_callbacks(
-            folder,
-            checkpoint_every_n_steps=checkpoint_every_n_steps,
-            keep_checkpoints=job.keep_checkpoints,
-            monitor=monitor,
-            mode=monitor_mode,
-            progress=settings.get("enable_progress_bar", True) and not dry_run,
-        ),
+    folder, logger = choices.open_run("sft", job, settings, dry_run=keeping.dry_run)
+    watchers = script_callbacks(
+        folder,
         build_callbacks(job.callbacks or []),
+        job=job,
+        keeping=keeping,
+        monitor=keeping.monitor,
+        progress=settings.get("enable_progress_bar", True),
     )
 
     # Then model, data and trainer.
@@ -106,19 +108,9 @@ def main(
     report.say(report.describe_model(policy, source.model or "of the task"))
     if trainer.val_data is not None:
         report.say(report.describe_data("Validation data", trainer.val_data))
-    if folder is None:
-        report.say(str(trainer.dry_run()))
-        return
-    if builtin is not None and settings.get("resume") is None:
-        report.say_accuracy("before", policy, tokenizer, builtin)
-
-    trainer.train()
-
-    stopped = next(watcher for watcher in watchers if isinstance(watcher, SafeInterrupt))
-    report.leave_if_stopped(stopped.exit_code, "python run_sft.py", folder)
-    if builtin is not None:
-        report.say_accuracy("after", policy, tokenizer, builtin)
-    report.say(*report.describe_results(folder, job.logger), *report.describe_next("python run_sft.py", folder, flags))
+    measure = choices.graded(builtin, policy, tokenizer)
+    advice = [] if folder is None else report.next_sft_flags(folder, flags)
+    carry_out(trainer, "python run_sft.py", logger=job.logger, measure=measure, advice=advice)
 
 
 def cli(argv: Sequence[str] | None = None) -> None:

@@ -1,11 +1,13 @@
 """What watches and steers a run of reinforcement learning, from the flags: beside the callbacks of any run."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
 
+from callbacks.defaults import script_callbacks
 from callbacks.evaluate import Evaluate
 from callbacks.kl_schedule import AdaptiveKL, ConstantKL, CosineKL, KLSchedule, LinearKL
 from callbacks.sample_log import SampleLog
@@ -14,7 +16,8 @@ from relax.cli.inline import read_inline
 from relax.cli.values import coerce
 from relax.errors import UserError
 from relax.launch.flags import WatchFlags
-from relax.launch.rewarded import powers_of_two
+from relax.launch.policy_run import Loaded, PolicyRun
+from relax.launch.rewarded import grader, powers_of_two
 from relax.rewards import Rewards
 
 if TYPE_CHECKING:
@@ -49,7 +52,29 @@ def build_kl_schedule(text: str, kl_coef: float) -> KLSchedule:
     return schedule
 
 
-def rl_callbacks(
+def kl_schedules(flags: WatchFlags, kl_coef: float) -> list[L.Callback]:
+    """That of ``--kl_schedule``, if it is given.
+
+    Raises:
+        UserError: as ``build_kl_schedule``.
+    """
+    return [] if flags.kl_schedule is None else [build_kl_schedule(flags.kl_schedule, kl_coef)]
+
+
+def rl_callbacks(run: PolicyRun, loaded: Loaded, own: Sequence[L.Callback]) -> list[L.Callback]:
+    """The default ones, those that look at the policy, and ``own``."""
+    keeping = run.flags.keeping
+    return script_callbacks(
+        run.folder,
+        [*own, *watchers(run.flags.watching, folder=run.folder, held_out=loaded.held_out, rewards=loaded.rewards)],
+        job=run.flags.job,
+        keeping=keeping,
+        monitor=loaded.monitor,
+        progress=run.settings.get("enable_progress_bar", True),
+    )
+
+
+def watchers(
     flags: WatchFlags, *, folder: Path | None, held_out: "PromptDataset | None", rewards: Rewards
 ) -> list[L.Callback]:
     """Evaluation on held-out prompts, if there are any, and the log of samples; to place before all that write figures.
@@ -58,13 +83,12 @@ def rl_callbacks(
         flags: how often, how many.
         folder: the run's; None (a dry run) evaluates nothing, and shows samples of every step.
         held_out: prompts that are not learned from.
-        rewards: what scores their answers; the function with the largest weight says which are right.
+        rewards: what scores their answers; ``grader`` picks the function that says which are right.
     """
     if folder is None:
         return [SampleLog(None, every_n_steps=1)]
     chosen: list[L.Callback] = []
     if held_out is not None and flags.eval_every_n_steps is not None:
-        correct = max(rewards.functions, key=lambda reward: reward.weight).name
         chosen.append(
             Evaluate(
                 held_out,
@@ -73,7 +97,7 @@ def rl_callbacks(
                 num_samples=flags.eval_samples,
                 ks=powers_of_two(flags.eval_samples),
                 max_prompts=flags.eval_prompts,
-                correct=correct,
+                correct=grader(rewards).name,
             )
         )
     if flags.log_samples_every_n_steps is not None:

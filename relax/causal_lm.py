@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relax import isolation
+from relax.adapters import DEFAULT, is_of_adapter
 from relax.data.batching.batches import Batch
 from relax.errors import UserError
 from relax.modes import evaluating
@@ -66,15 +67,19 @@ def is_adapted(model: nn.Module) -> bool:
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """A digest of a few values of each frozen weight and of the adapter's settings: another base gives another one."""
+    """A digest of a few values of each frozen weight and of the adapter's settings: another base gives another one.
+
+    Further adapters of the model, such as a critic's, have no part in it.
+    """
     from peft import PeftModel
 
+    others = [name for name in model.peft_config if name != DEFAULT] if isinstance(model, PeftModel) else []
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and not any(is_of_adapter(name, other) for other in others):
             digest.update(f"{name} {parameter.detach().flatten()[:4].tolist()}".encode())
     if isinstance(model, PeftModel):
-        settings = model.peft_config["default"]
+        settings = model.peft_config[DEFAULT]
         digest.update(f"{settings.r} {settings.lora_alpha} {settings.lora_dropout} {settings.use_rslora}".encode())
     return digest.hexdigest()
 
@@ -134,16 +139,16 @@ def _base_output(model: nn.Module, batch: Batch, **options: Any) -> Any:
             options |= {"documents": batch.documents, "attention_mask": batch.longest_mask}
         elif "flash" in inner.config._attn_implementation:  # it would look for them in each layer, and wait for the GPU
             options |= batch.documents.flash_arguments(batch.input_ids.device)
-    return _body(inner)(input_ids=batch.input_ids, use_cache=False, **options)
+    return body(inner)(input_ids=batch.input_ids, use_cache=False, **options)
 
 
-def _body(inner: "PreTrainedModel") -> "PreTrainedModel":
-    """The model without its head; Llama 4 names another module than the one that it has."""
+def body(inner: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without its head, or itself if it has none; Llama 4 names another module than the one that it has."""
     from transformers import PreTrainedModel
 
     if inner.base_model is not inner:
         return inner.base_model
-    return next(child for child in inner.children() if isinstance(child, PreTrainedModel))
+    return next((child for child in inner.children() if isinstance(child, PreTrainedModel)), inner)
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def check_head(model: nn.Module) -> None:
     ids = _some_ids(model, 4)
     with evaluating(model), torch.no_grad():
         theirs = inner(input_ids=ids, use_cache=False).logits[0]
-        ours = language_head(model)(_body(inner)(input_ids=ids, use_cache=False).last_hidden_state[0])
+        ours = language_head(model)(body(inner)(input_ids=ids, use_cache=False).last_hidden_state[0])
         shorter = inner(input_ids=ids[:, :-1], use_cache=False).logits[0]
     if theirs.isnan().any():
         raise UserError(f"{type(inner).__name__} gives logits that are no numbers (NaN); its weights are damaged")

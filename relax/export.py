@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from relax.adapters import DEFAULT, using_adapter
 from relax.errors import UserError, storage_error
 from relax.models import pad_id, stop_ids
 
@@ -96,7 +97,7 @@ def check_export(model: "PreTrainedModel | PeftModel", folder: str | Path, *, me
 
 
 def merged_model(model: "PeftModel", state_dict: Mapping[str, Tensor] | None = None) -> "PreTrainedModel":
-    """The base with the adapter's update added to its weights: a plain model, on the CPU and in evaluation mode.
+    """The base with its first adapter's update added to its weights: a plain model, on the CPU and in evaluation mode.
 
     ``model`` itself is not touched. Merging and unmerging in place is not exact (in bfloat16 it changes weights for
     good), so that the sum goes into new tensors: one host copy of the adapted layers for a model on the CPU, of the
@@ -113,8 +114,9 @@ def merged_model(model: "PeftModel", state_dict: Mapping[str, Tensor] | None = N
         # ... then a parameter of its own for each module: a merged head must not change the embedding it is tied to.
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(weights[id(weight)], requires_grad=False))
-    # "safe" merging assigns a new tensor; the plain one adds to the storage, which is the live model's.
-    return shell.cpu().eval().merge_and_unload(safe_merge=True)
+    with using_adapter(shell.cpu().eval(), DEFAULT):
+        # "safe" merging assigns a new tensor; the plain one adds to the storage, which is the live model's.
+        return shell.merge_and_unload(safe_merge=True)
 
 
 def model_card(
@@ -124,6 +126,7 @@ def model_card(
     trainer: str,
     base_model: str | None = None,
     adapter: bool = False,
+    pipeline_tag: str = "text-generation",
 ) -> str:
     """README.md of an export: what it is, how to load it, the run's figures, its settings.
 
@@ -133,33 +136,37 @@ def model_card(
         trainer: Class that trained it.
         base_model: What was fine-tuned, hub name or folder; of a folder only the last part is published.
         adapter: Whether it is a LoRA adapter.
+        pipeline_tag: What it is for, in the hub's words.
     """
     import yaml
 
     base = Path(base_model).name if base_model and Path(base_model).expanduser().is_dir() else base_model
     header: dict[str, object] = {"library_name": "peft" if adapter else "transformers"}
     header |= {"base_model": base} if base else {}
-    header |= {"pipeline_tag": "text-generation", "tags": ["relax", trainer, *(["lora"] if adapter else [])]}
+    header |= {"pipeline_tag": pipeline_tag, "tags": ["relax", trainer, *(["lora"] if adapter else [])]}
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {base or 'A model'}, fine-tuned",
         f"{'A LoRA adapter' if adapter else 'A model'} trained by `{trainer}` of ReLax.",
-        f"## How to load it\n\n```python\n{_loading_example(base, adapter)}\n```",
+        f"## How to load it\n\n```python\n{_loading_example(base, adapter, pipeline_tag)}\n```",
         f"## Figures\n\n{_table({name: f'{value:.6g}' for name, value in figures.items()})}",
         f"## Settings\n\n{_table(_publishable(settings))}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _loading_example(base: str | None, adapter: bool) -> str:
-    plain = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'folder = "path/to/this/folder"']
+def _loading_example(base: str | None, adapter: bool, pipeline_tag: str) -> str:
+    scores = pipeline_tag == "text-classification"
+    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    plain = [f"from transformers import {kind}, AutoTokenizer", "", 'folder = "path/to/this/folder"']
+    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)"
     if not adapter:
-        lines = [*plain, "model = AutoModelForCausalLM.from_pretrained(folder)"]
-    else:
-        lines = ["from peft import PeftModel", *plain]
-        lines.append(f'base = AutoModelForCausalLM.from_pretrained("{base or "path/to/the/base/model"}")')
-        lines.append("model = PeftModel.from_pretrained(base, folder)")
-    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(folder)"])
+        return "\n".join([*plain, f"model = {kind}.from_pretrained(folder)", tokenizer])
+    outputs = ", num_labels=1" if scores else ""
+    lines = ["from peft import PeftModel", *plain]
+    lines.append(f'base = {kind}.from_pretrained("{base or "path/to/the/base/model"}"{outputs})')
+    lines += ["model = PeftModel.from_pretrained(base, folder)", tokenizer]
+    return "\n".join([*lines, *(["model.config.pad_token_id = tokenizer.pad_token_id"] if scores else [])])
 
 
 def _publishable(settings: Mapping[str, object]) -> dict[str, object]:
@@ -180,7 +187,8 @@ def _save_adapter(
 ) -> None:
     weights = None if state_dict is None else dict(state_dict)
     # Left to decide whether to save embeddings, PEFT asks the hub how many the base has; ReLax never changes that.
-    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    # Further adapters on the same backbone, such as a critic's, are nobody else's business.
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False, selected_adapters=[DEFAULT])
     tokenizer.save_pretrained(str(folder))
 
 
@@ -199,6 +207,9 @@ def _save_whole(
 @contextmanager
 def _generation_for_users(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
     """For the time of a save, a generation configuration that stops where the tokenizer says."""
+    if not model.can_generate():  # it only scores
+        yield
+        return
     own = model.generation_config
     model.generation_config = _generation_config(own, tokenizer)
     try:

@@ -1,29 +1,34 @@
 """LoRA through PEFT: add a new adapter to a model, continue one from a folder, checkpoint activations.
 
 LoRA (arXiv 2106.09685): a frozen weight W becomes W + (alpha / r) B A, with A (r x inputs) random, B (outputs x r)
-zero at first, so that training starts at the base model. Not here: what of it goes into a checkpoint (the trainer), how
-it is saved and merged (``relax.export``).
+zero at first, so that training starts at the base model. Not here: further adapters beside it (``relax.adapters``),
+what of it goes into a checkpoint (the trainer), how it is saved and merged (``relax.export``).
 """
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from relax.adapters import DEFAULT, adapter_weights, same_adapter
 from relax.errors import UserError
 from relax.hub import local_folder, one_line_errors
 from relax.shapes import different_shapes
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
+TaskType: TypeAlias = Literal["CAUSAL_LM", "SEQ_CLS"]
+"""What PEFT calls a language model, and a sequence classifier, whose head it trains in full beside the adapter."""
+_TASKS = "SEQ_CLS adapters are reward models, CAUSAL_LM adapters write text"
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,11 @@ def lora_settings(r: int | None, **options: Any) -> LoRASettings | None:
     return None
 
 
-def add_lora(model: "PreTrainedModel", settings: LoRASettings) -> "PeftModel":
+def add_lora(model: "PreTrainedModel", settings: LoRASettings, *, task_type: TaskType = "CAUSAL_LM") -> "PeftModel":
     """Freeze ``model`` and add a new adapter to it, in place: the adapter and ``modules_to_save`` alone are trained.
 
-    The adapter is float32 where the frozen weights are bfloat16 or float16; ``modules_to_save`` keep the base's type.
+    The adapter is float32 where the frozen weights are bfloat16 or float16; ``modules_to_save``, and the head of a
+    classifier (``task_type="SEQ_CLS"``), keep the base's type.
 
     Raises:
         UserError: A name matches no module (says which exist), or PEFT cannot adapt a module that it names.
@@ -97,7 +103,7 @@ def add_lora(model: "PreTrainedModel", settings: LoRASettings) -> "PeftModel":
             stacklevel=2,
         )
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -115,45 +121,58 @@ def add_lora(model: "PreTrainedModel", settings: LoRASettings) -> "PeftModel":
         raise UserError(f"--lora_target_modules={settings.target_modules}: {error}".replace("\n", " ")) from None
 
 
-def load_adapter(model: "PreTrainedModel", name_or_path: str) -> "PeftModel":
+def load_adapter(
+    model: "PreTrainedModel", name_or_path: str, *, task_type: TaskType = "CAUSAL_LM", named: str | None = None
+) -> "PeftModel":
     """Freeze ``model`` and continue a LoRA adapter that a run exported to a folder (or that lies on the hub), in place.
 
+    Args:
+        task_type: What the adapter must be for: language models, or classifiers, whose head comes with it.
+        named: How messages call it; ``--adapter=...`` by default.
+
     Raises:
-        UserError: There is no such adapter, it is not a LoRA adapter, or it was trained on a model of another shape.
+        UserError: There is no such adapter, it is not a LoRA adapter, it is for the other task, or it was trained on a
+            model of another shape.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    named = named or f"--adapter={name_or_path}"
+    settings, weights = read_adapter(name_or_path, task_type=task_type, named=named)
+    with one_line_errors(named, name_or_path), _without_deprecations():
+        adapted = get_peft_model(model, settings)
+    check_adapter_fits(adapted, DEFAULT, weights, named)
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
+
+
+def read_adapter(name_or_path: str, *, task_type: TaskType, named: str) -> tuple["LoraConfig", dict[str, Tensor]]:
+    """The settings of an exported LoRA adapter, and its weights on the CPU; arguments are those of ``load_adapter``.
+
+    Raises:
+        UserError: There is no such adapter, it is not a LoRA adapter, or it is for another task.
+    """
+    from peft import LoraConfig, PeftConfig
     from peft.utils import load_peft_weights
 
     folder = local_folder(name_or_path)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if folder is not None and not (folder / name).is_file():
-            raise UserError(f"--adapter={name_or_path} has no {name}; give the folder of an exported adapter")
+            raise UserError(f"{named} has no {name}; give the folder of an exported adapter")
     source = name_or_path if folder is None else str(folder)
-    with one_line_errors(f"--adapter={name_or_path}", name_or_path):
-        config = PeftConfig.from_pretrained(source)
+    with one_line_errors(named, name_or_path):
+        settings = PeftConfig.from_pretrained(source)
         weights = load_peft_weights(source, device="cpu")
-    if config.peft_type != "LORA":
-        raise UserError(f"--adapter={name_or_path} is of type {config.peft_type}; only LORA adapters can be continued")
-    config.inference_mode = False
-    with one_line_errors(f"--adapter={name_or_path}", name_or_path), _without_deprecations():
-        adapted = get_peft_model(model, config)
-    _check_fit(adapted, weights, name_or_path)
-    set_peft_model_state_dict(adapted, weights)
-    return adapted
-
-
-def without_adapter(model: nn.Module) -> AbstractContextManager[None]:
-    """A PEFT model as its base, for a while."""
-    from peft import PeftModel
-
-    assert isinstance(model, PeftModel), "only an adapter can be switched off"
-    context: AbstractContextManager[None] = model.disable_adapter()
-    return context
+    if not isinstance(settings, LoraConfig):
+        raise UserError(f"{named} is of type {settings.peft_type}; only LORA adapters can be continued")
+    if settings.task_type not in (task_type, None):
+        raise UserError(f"{named} has the task type {settings.task_type}, needed is {task_type}; {_TASKS}")
+    settings.task_type, settings.inference_mode = task_type, False
+    return settings, weights
 
 
 def has_learned(model: nn.Module) -> bool:
-    """Whether a LoRA adapter changes what its base computes; a fresh one does not."""
-    return any("lora_B" in name and bool(p.any()) for name, p in model.named_parameters())
+    """Whether the LoRA adapter of a policy changes what its base computes; a fresh one does not."""
+    return any("lora_B" in name and bool(weight.any()) for name, weight in adapter_weights(model, DEFAULT).items())
 
 
 def enable_gradient_checkpointing(model: "PreTrainedModel | PeftModel") -> None:
@@ -172,7 +191,11 @@ def enable_gradient_checkpointing(model: "PreTrainedModel | PeftModel") -> None:
         raise UserError(f"--gradient_checkpointing: {type(base).__name__} does not support it; drop the flag")
     with _without_deprecations():
         # Not reentrant: layers whose input needs no gradient, as under LoRA, still get theirs.
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options: dict[str, Any] = {"use_reentrant": False}
+        if isinstance(model, PeftModel):
+            # A partial, no closure: copies of the model shall ask the copy.
+            options["context_fn"] = partial(same_adapter, model)
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 @contextmanager
@@ -216,15 +239,25 @@ def _layers(model: nn.Module) -> list[str]:
     return sorted({path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, kinds)})
 
 
-def _check_fit(adapted: "PeftModel", weights: Mapping[str, Tensor], name: str) -> None:
-    """Refuse an adapter of another base: PEFT leaves layers that the file lacks at their initial values."""
+def check_adapter_fits(adapted: "PeftModel", adapter: str, weights: Mapping[str, Tensor], named: str) -> None:
+    """Refuse the weights of another base: PEFT leaves layers that a file lacks at their initial values.
+
+    Args:
+        adapted: With the adapter.
+        adapter: Its name in there.
+        weights: What is to be loaded into it.
+        named: How messages call it.
+
+    Raises:
+        UserError: A weight is missing, superfluous or of another shape.
+    """
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
     stored = {key: value for key, value in weights.items() if "lora_" in key or key in expected}
     if wrong := different_shapes(expected, stored):
         key, needed, found = wrong[0]
         raise UserError(
-            f"--adapter={name} does not fit --model: {key} has the shape {found} in the adapter and {needed} in the "
+            f"{named} does not fit --model: {key} has the shape {found} in the adapter and {needed} in the "
             f"model ({len(wrong)} such weights); give the base it was trained on"
         )

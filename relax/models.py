@@ -56,16 +56,16 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = hub_arguments(name_or_path, revision, trust_remote_code)
-    settings = _model_settings(dtype, attn_implementation, quantize)
+    settings = loading_settings(dtype, attn_implementation, quantize)
     folder = local_folder(name_or_path)
     if folder is not None:
-        _check_folder(folder)
+        check_folder(folder)
     with one_line_errors(f"--model={name_or_path}", name_or_path):
         config = AutoConfig.from_pretrained(**source)
     _check_kind(config, name_or_path)
     with one_line_errors(f"--model={name_or_path}", name_or_path):
         model, report = AutoModelForCausalLM.from_pretrained(config=config, **source, **settings)
-    _check_report(report, name_or_path)
+    check_report(report, name_or_path)
     return model
 
 
@@ -156,14 +156,18 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return total, trainable
 
 
-def _model_settings(dtype: str | None, attn_implementation: str | None, quantize: str | None) -> dict[str, Any]:
-    """The keywords of ``from_pretrained`` that say how to load the weights."""
+def loading_settings(dtype: str | None, attn_implementation: str | None, quantize: str | None) -> dict[str, Any]:
+    """The keywords of ``from_pretrained`` that say how to load the weights; a report comes with the model.
+
+    Raises:
+        UserError: No such type, or no quantization on this machine.
+    """
     if dtype is not None and dtype not in get_args(DType):
         raise UserError(f"--dtype must be one of {', '.join(get_args(DType))}, got {dtype}")
     settings: dict[str, Any] = {
         "dtype": dtype or ("bfloat16" if quantize else "float32"),
         "use_safetensors": True,
-        # Weights of another shape, and missing ones, come back in a report, and _check_report refuses them.
+        # Weights of another shape, and missing ones, come back in a report, and check_report refuses them.
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }
@@ -191,8 +195,12 @@ def _four_bits(quantize: str) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds no model of its own, before anything is read."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no model of its own, before anything is read.
+
+    Raises:
+        UserError: It holds an adapter, no configuration, or pickled weights only.
+    """
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds an adapter; give its base model as --model and add --adapter={folder}")
     if not (folder / "config.json").is_file():
@@ -219,9 +227,19 @@ def _check_kind(config: "PreTrainedConfig", name: str) -> None:
         )
 
 
-def _check_report(report: dict[str, Any], name: str) -> None:
-    """Refuse weights that are not there: transformers would draw them at random and go on."""
+def check_report(report: dict[str, Any], name: str, *, beside: str = "") -> None:
+    """Refuse weights that are not there: transformers would draw them at random and go on.
+
+    Args:
+        report: What came back with the model.
+        name: Of the model.
+        beside: Where a module's weights may be missing, its name.
+
+    Raises:
+        UserError: Names the first of them.
+    """
     missing, mismatched = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    missing = [key for key in missing if not beside or not key.startswith(f"{beside}.")]
     if mismatched:
         key, stored, expected = mismatched[0]
         raise UserError(
@@ -229,9 +247,10 @@ def _check_report(report: dict[str, Any], name: str) -> None:
             f"{tuple(expected)}; the two are not of the same model"
         )
     if missing:
+        body = "its architecture" if beside else "a causal language model"
+        head = "" if beside else ", with its language modeling head"
         raise UserError(
-            f"--model={name} lacks {len(missing)} weights of a causal language model, such as {missing[0]}; give a "
-            "complete one, with its language modeling head"
+            f"--model={name} lacks {len(missing)} weights of {body}, such as {missing[0]}; give a complete one{head}"
         )
 
 

@@ -1,7 +1,7 @@
 """Optimizers by name, which weights decay, and learning-rate schedules as functions of the optimizer step."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable weights in two groups: matrices decay, vectors (biases, norms, DoRA magnitudes) do not.
+    """The trainable weights of a module, as ``decay_groups``.
 
     Raises:
         UserError: nothing is trainable.
@@ -47,6 +47,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise UserError("nothing to train: no parameter of the model has requires_grad; unfreeze some or use --lora_r")
+    return decay_groups(trainable, weight_decay)
+
+
+def decay_groups(trainable: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Weights in two groups: matrices decay, vectors (biases, norms, DoRA magnitudes) do not."""
     decaying = [p for p in trainable if p.ndim >= 2]
     steady = [p for p in trainable if p.ndim < 2]
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": steady, "weight_decay": 0.0}]
@@ -63,13 +68,15 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer of ``OPTIMIZERS`` by name, or what a user's callable makes of the parameter groups.
 
+    ``learning_rate`` is that of the groups without ``lr``.
+
     Raises:
         UserError: a callable that gives no ``torch.optim.Optimizer``.
     """
     if isinstance(name, str):
         return OPTIMIZERS[name](groups, lr=learning_rate, betas=betas, fused=fused)
     for group in groups:
-        group["lr"] = learning_rate
+        group.setdefault("lr", learning_rate)
     optimizer = name(groups)
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}")

@@ -89,6 +89,14 @@ class MarksInterruption(Protocol):
 
 
 @runtime_checkable
+class StopsOnSignals(Protocol):
+    """A callback that ends a run when a signal comes."""
+
+    exit_code: int | None
+    """What the process is to be left with; None where no signal came."""
+
+
+@runtime_checkable
 class Auditable(Protocol):
     """A module that can say what it is about to train on."""
 

@@ -105,18 +105,25 @@ def describe_results(folder: Path, logger: str) -> list[str]:
     return lines
 
 
-def describe_next(script: str, folder: Path, flags: Mapping[str, Any]) -> list[str]:
-    """Commands to try after a run with ``flags``."""
+def next_sft_flags(folder: Path, flags: Mapping[str, Any]) -> list[str]:
+    """What to try after a supervised run in ``folder`` with ``flags``."""
     exported = run_folder.export_folder(folder)
     model = "" if flags["model"] is None else f"--model={flags['model']} "
     adapted = flags["lora_r"] or flags["adapter"]
     trained = f"{model}--adapter={exported}" if adapted else f"--model={exported} --lora_r=8 --learning_rate=1e-3"
     data = "--task=sorting" if flags["dataset"] is None else "--dataset=MORE.jsonl"
-    return try_next(
-        script,
+    return [
         f"{trained} {data}",
         "--model=Qwen/Qwen2.5-0.5B --dataset=YOURS.jsonl --lora_r=16 --learning_rate=2e-4",
-    )
+    ]
+
+
+def next_reward_flags(folder: Path, flags: Mapping[str, Any]) -> list[str]:
+    """The same after a reward model was trained."""
+    return [
+        f"--model={run_folder.export_folder(folder)} --dataset=MORE.jsonl",
+        "--model=Qwen/Qwen2.5-0.5B-Instruct --dataset=YOURS.jsonl --val_split=0.05 --lora_r=16 --learning_rate=1e-4",
+    ]
 
 
 def try_next(script: str, *flags: str) -> list[str]:

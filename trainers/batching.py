@@ -188,6 +188,7 @@ def audit_batches(batches: TrainingBatches, tokenizer: Any, *, seed: int) -> Aud
     epoch, data = batches.epoch(0), batches.plan.data
     # A mixture's shares show in the whole epoch only; how full micro-batches are shows early.
     steps = range(len(epoch.steps) if data.parts is not None else min(AUDITED_STEPS, len(epoch.steps)))
+    assert isinstance(data, TokenizedDataset), "rows of text"
     layout, packing_length = epoch.builder.layout, batches.plan.batching.packing_length
     if packing_length is not None:
         parts = [part.tolist() for step in steps for part in epoch.steps[step].members()]

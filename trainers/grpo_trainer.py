@@ -17,17 +17,11 @@ from relax.data.examples import Row
 from relax.data.prompts import PromptDataset
 from relax.data.rows import Rows
 from relax.experience import Experience, Minibatch
-from relax.losses import TokenStatistics, token_logprobs, weighted_logprob_sum
 from relax.policy_gradient import (
     KL_ESTIMATORS,
-    PolicyLoss,
-    PolicyTokens,
     Segments,
     group_advantages,
-    logprob_weights,
     penalized_scores,
-    policy_loss,
-    token_mean,
     top_entropy_threshold,
     without_variance,
 )
@@ -37,6 +31,7 @@ from trainers.grpo_settings import METHOD, FlatIterations, build_method, check_m
 from trainers.iteration import generate, recall, score
 from trainers.model_checks import computes_in_half_precision
 from trainers.on_policy import OnPolicyTrainer
+from trainers.policy_step import policy_step
 from trainers.prompting import PromptSource
 from trainers.rollout_figures import rollout_figures
 from trainers.settings import defaults_of
@@ -148,37 +143,10 @@ class GRPOTrainer(OnPolicyTrainer):
         """
         if not isinstance(batch, Minibatch):
             batch = self.whole_update(batch)
-        objective = replace(self.objective, kl_coef=self.kl_coef)
-        hidden, head = causal_lm.hidden_states(self.model, batch.batch), causal_lm.language_head(self.model)
-        targets = batch.batch.targets
-        if batch.fresh and not self.noisy and not objective.entropy_coef:
-            # The policy is still the one that sampled: its log-probs are known, and so is the derivative of the loss.
-            tokens = policy_tokens(batch, batch.tokens["logprobs"], None)
-            result = policy_loss(tokens, objective, batch.totals)
-            weights = logprob_weights(tokens, objective, batch.totals)
-            total, found = weighted_logprob_sum(
-                hidden, head, targets, weights, temperature=self.temperature, compiled=self.compiles_loss
-            )
-            loss = total + (result.loss - total.detach())
-        else:
-            found = token_logprobs(hidden, head, targets, temperature=self.temperature, compiled=self.compiles_loss)
-            tokens = policy_tokens(batch, found.logprobs, found.entropy)
-            result = policy_loss(tokens, objective, batch.totals)
-            loss = result.loss
-        self.step_watch.note_ratio(result.ratio)
-        return loss, self.figures(batch, result, found)
-
-    def figures(self, batch: Minibatch, result: PolicyLoss, found: TokenStatistics) -> dict[str, Tensor]:
-        """What to log of a minibatch: means over the tokens of the step that are computed."""
-        totals = batch.totals
-        noted = {"entropy": found.entropy.detach()}
-        if batch.fresh:  # how far the log-probs of sampling are from those of training: rounding, where all is well
-            noted["logprob_gap"] = (found.logprobs.detach() - batch.tokens["logprobs"]).abs()
-        means = dict(result.means)
-        means |= {name: totals.micro_batches * token_mean(x, batch.segments, totals) for name, x in noted.items()}
-        scale = totals.tokens / batch.computed_tokens
-        loss = {"policy_loss": means.pop("policy_loss")}
-        return loss | {name: scale * mean for name, mean in means.items()}
+        hidden = causal_lm.hidden_states(self.model, batch.batch)
+        advantages = batch.segments.spread(batch.completions["advantage"])
+        step = policy_step(self, batch, hidden, advantages, replace(self.objective, kl_coef=self.kl_coef))
+        return step.loss, step.figures
 
     # Steps of ``collect``
 
@@ -234,14 +202,6 @@ class GRPOTrainer(OnPolicyTrainer):
         moves = self.objective.ratio != "token" and self.steps_per_generation * self.num_iterations > 1
         rounded = moves and computes_in_half_precision(self)
         return super().rereads or self.top_entropy_share is not None or rounded
-
-
-def policy_tokens(batch: Minibatch, logprobs: Tensor, entropy: Tensor | None) -> PolicyTokens:
-    """What the loss needs to know of each token."""
-    known = batch.tokens
-    advantages = batch.segments.spread(batch.completions["advantage"]).to(logprobs.dtype)
-    reference, selected = known.get("ref_logprobs"), known.get("selected")
-    return PolicyTokens(batch.segments, logprobs, known["logprobs"], advantages, reference, entropy, selected)
 
 
 def _flat(groups: Experience) -> Tensor:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from relax.adapters import without_adapter
+from relax.critic import Critic
 from relax.experience import Experience
-from relax.experience.recompute import token_statistics
-from relax.lora import without_adapter
+from relax.experience.recompute import token_statistics, token_values
 from relax.ranks import gathered, share
 from trainers.prompting import Asked, samples_of
 
@@ -66,6 +67,21 @@ def recall(trainer: "OnPolicyTrainer", experience: Experience) -> Experience:
             logprobs, entropy = _statistics(trainer, trainer.model, experience)
             experience = experience.with_tokens(logprobs=logprobs, entropy=entropy)
     return experience
+
+
+def appraise(trainer: "OnPolicyTrainer", critic: Critic, experience: Experience) -> Experience:
+    """The same with ``values``: V before each token is chosen; and ``value_after``: V behind each completion."""
+    with trainer.step_watch.timed("appraisal"):
+        own = token_values(
+            critic,
+            experience,
+            _own_completions(trainer, experience),
+            builder=trainer.builder,
+            device=trainer.device,
+        )
+        before, after = zip(*gathered(trainer.trainer, own), strict=True)
+    behind = torch.cat(after)[experience.ends - 1]
+    return experience.with_tokens(values=torch.cat(before)).with_completions({"value_after": behind})
 
 
 def _written(trainer: "OnPolicyTrainer", asked: Asked, numbers: list[int]) -> Experience:

@@ -8,8 +8,7 @@ import numpy as np
 
 from relax.data.batching.epoch import BatchBuilder, EpochBatches, PlannedBatches
 from relax.data.batching.loader import BatchSource, Bookmark, ResumableLoader
-from relax.data.batching.planning import Step
-from relax.data.tokens.tokenized import TokenizedDataset
+from relax.data.batching.planning import Planned, Step
 from relax.lightning_loop import micro_batches_done
 from trainers.batching import TrainingBatches
 from trainers.dry_run import LargestStep
@@ -56,7 +55,7 @@ def _identity(trainer: "Trainer", builder: BatchBuilder) -> dict[str, Any]:
     }
 
 
-def validation_batches(data: TokenizedDataset, builder: BatchBuilder) -> EpochBatches:
+def validation_batches(data: Planned, builder: BatchBuilder) -> EpochBatches:
     """The held-out rows of this rank, as one step over the whole set."""
     rows = np.arange(len(data))
     everything = Step(rows, rows)

@@ -1,5 +1,6 @@
 """Before a run: whether the model computes what ReLax thinks it does, on the device and in the precision of the run."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from trainers.trainer import Trainer
 
 
-def prepare_model(trainer: "Trainer") -> bool:
+def prepare_model(trainer: "Trainer", check_head: Callable[[nn.Module], None] = causal_lm.check_head) -> bool:
     """Bring the model to its device and look at it; whether micro-batches are packed.
+
+    Args:
+        trainer: attached to a ``lightning.Trainer``.
+        check_head: refuses a model whose output is not what the loss takes it for.
 
     Raises:
         UserError: its loss would be another one's, it cannot be exported, or not be packed where it must be.
@@ -29,7 +34,7 @@ def prepare_model(trainer: "Trainer") -> bool:
     precision = trainer.trainer.precision_plugin
     with precision.forward_context():  # as in training: some attention kernels take half precision only
         precision.convert_module(trainer)
-        causal_lm.check_head(trainer.model)
+        check_head(trainer.model)
         causal_lm.check_lengths(trainer.model, trainer.longest_row())
         return decide_packing(trainer)
 

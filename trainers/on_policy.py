@@ -87,6 +87,7 @@ class OnPolicyTrainer(Trainer):
         experience: the current iteration's, of all ranks; None before the first.
         reference: a frozen model; None where there is no KL penalty, or an adapter that can be switched off instead.
         iteration: its number, counted from 0.
+        halted: nothing more is learned in it.
         engine: what completions are sampled by.
         sampling: how.
         rewards: what they are scored with.
@@ -174,6 +175,7 @@ class OnPolicyTrainer(Trainer):
         self.sampling_figures: dict[str, float] = {}
         self.step_watch = StepWatch()
         self._learns = False  # the optimizer step under way has a gradient
+        self.halted = False
 
     @classmethod
     def check(cls, **settings: Any) -> None:
@@ -366,8 +368,8 @@ class OnPolicyTrainer(Trainer):
 
     def _note(self, batch: Minibatch) -> None:
         """Whether the optimizer step learns something, and the tokens that it is computed on."""
-        self._learns |= batch.learns
-        self.step_watch.note_tokens(batch.num_tokens)
+        self._learns |= batch.learns and not self.halted
+        self.step_watch.note_tokens(0 if self.halted else batch.num_tokens)
 
     @torch.no_grad()
     def row_losses(self, batch: Any) -> dict[int, float]:

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim.lr_scheduler import LambdaLR
 
-from relax.optimizers import build_optimizer, build_schedule, parameter_groups
+from relax.optimizers import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
     from trainers.trainer import Trainer
@@ -22,7 +22,7 @@ def optimization(trainer: "Trainer", *, steps: float, rehearses: bool) -> Optimi
     """
     optimizer = build_optimizer(
         trainer.optimizer,
-        parameter_groups(trainer.model, trainer.weight_decay),
+        trainer.parameter_groups(),
         learning_rate=trainer.learning_rate,
         betas=trainer.betas,
         # A fused optimizer unscales fp16 gradients inside its step, after they are clipped, measured and logged.

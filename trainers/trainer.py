@@ -37,10 +37,7 @@ from relax.lightning_loop import (
     step_will_be_logged,
 )
 from relax.lora import enable_gradient_checkpointing
-from relax.optimizers import (
-    OptimizerFactory,
-    total_norm,
-)
+from relax.optimizers import OptimizerFactory, parameter_groups, total_norm
 from relax.ranks import is_main_process, leave_group_at_exit
 from relax.report import say
 from relax.seeding import seed_generators
@@ -119,6 +116,8 @@ class Trainer(L.LightningModule, ABC):
         *("schedule", "warmup_steps", "warmup_ratio", "min_lr_ratio", "decay_ratio"),
     )
     """Settings that a run can only be continued with as they were: of data, optimizer and objective."""
+    pipeline_tag: ClassVar[str] = "text-generation"
+    """What the exported model is for, in the hub's words."""
     strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing is missing
 
     def __init__(
@@ -127,7 +126,7 @@ class Trainer(L.LightningModule, ABC):
         tokenizer: Any,
         *,
         train_dataset: TokenizedDataset | SampleStream | Any,
-        val_dataset: TokenizedDataset | None = None,
+        val_dataset: TokenizedDataset | Any | None = None,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -172,7 +171,7 @@ class Trainer(L.LightningModule, ABC):
         self.resume, self.overwrite = resume, overwrite
         self.own_callbacks, self._logger, self.lightning_settings = list(callbacks), logger, lightning
         self._figures = Figures()
-        self._gradient_norm: Tensor | None = None
+        self._gradient_norms: dict[str, Tensor] | None = None
         self._own_trainer: L.Trainer | None = None
         self._rehearses = False
         self._bookmark: Bookmark | None = None
@@ -304,11 +303,11 @@ class Trainer(L.LightningModule, ABC):
             return
         self._bookmark = None  # a checkpoint, which is read after this, may bring one
         self._figures.clear()
-        self._gradient_norm = None
+        self._gradient_norms = None
         super().train(True)  # transformers models arrive in eval mode and Lightning leaves them there
         if self.trainer is not self._own_trainer:
             warn_of_settings_for_another_trainer(self)
-        self._batches = self.build_batches(packed=prepare_model(self))
+        self._batches = self.build_batches(packed=self.prepare())
         layout = self._batches.builder.layout
         if self.trainer is not self._own_trainer:
             check_attached(self.trainer, layout.accumulate, self._batches.micro_batches)
@@ -318,6 +317,14 @@ class Trainer(L.LightningModule, ABC):
         if self.val_every_n_steps is not None and self.trainer is self._own_trainer:
             self.trainer.val_check_interval = self.val_every_n_steps * self.trainer.accumulate_grad_batches
             self.trainer.check_val_every_n_epoch = None
+
+    def prepare(self) -> bool:
+        """Bring the model to its device and look at it; whether micro-batches are packed.
+
+        Raises:
+            UserError: the model cannot be trained with this loss, or not be packed where it must be.
+        """
+        return prepare_model(self)
 
     def teardown(self, stage: str) -> None:
         """Lightning's hook, after a run that ended well: leave the model as it came."""
@@ -383,12 +390,12 @@ class Trainer(L.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the figures of the whole optimizer step, over its micro-batches and all ranks."""
-        self._gradient_norm = None  # a callback may have asked for it, and another changed the gradients since
+        self._gradient_norms = None  # a callback may have asked for them, and another changed the gradients since
         if not step_will_be_logged(self.trainer):
             self._figures.clear()
             return
         figures = self.step_figures(self._figures.means(self.trainer.strategy))
-        figures["grad_norm"] = self.gradient_norm()
+        figures |= self.gradient_norms()
         figures["learning_rate"] = torch.tensor(optimizer.param_groups[0]["lr"])
         self.log_dict({f"train/{name}": value for name, value in figures.items()})
 
@@ -396,11 +403,15 @@ class Trainer(L.LightningModule, ABC):
         """What to log of an optimizer step, given the means of ``compute_loss`` over it; on every rank."""
         return means
 
-    def gradient_norm(self) -> Tensor:
-        """The 2-norm of all gradients of the optimizer step at hand: computed once for all who ask before it."""
-        if self._gradient_norm is None:
-            self._gradient_norm = total_norm(self.model.parameters())
-        return self._gradient_norm
+    def separate_parts(self) -> dict[str, list[nn.Parameter]]:
+        """What is clipped, and its gradients measured, each for itself, by the name of the figure."""
+        return {"grad_norm": list(self.model.parameters())}
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """The 2-norm of the gradients of each of ``separate_parts``, computed once for all who ask before the step."""
+        if self._gradient_norms is None:
+            self._gradient_norms = {name: total_norm(part) for name, part in self.separate_parts().items()}
+        return self._gradient_norms
 
     def configure_gradient_clipping(
         self,
@@ -408,13 +419,15 @@ class Trainer(L.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's hook, called before every optimizer step: clip by the norm that is known already."""
+        """Lightning's hook, called before every optimizer step: clip by the norms that are known already."""
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and norm_is_exact(self.trainer):
-            parameters = [p for p in self.model.parameters() if p.grad is not None]
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm())
+            norms = self.gradient_norms()
+            for name, part in self.separate_parts().items():
+                learned = [p for p in part if p.grad is not None]
+                torch.nn.utils.clip_grads_with_norm_(learned, gradient_clip_val, norms[name])
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        self._gradient_norm = None
+        self._gradient_norms = None
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """Lightning's hook: gradients go at once, not after the next forward pass, which can use their memory."""
@@ -440,6 +453,14 @@ class Trainer(L.LightningModule, ABC):
         return means
 
     # Optimizer, checkpoint, export
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, in the optimizer's groups; one with ``lr`` has a rate of its own.
+
+        Raises:
+            UserError: nothing is trainable.
+        """
+        return parameter_groups(self.model, self.weight_decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Lightning's hook: schedules count optimizer steps."""
@@ -479,6 +500,7 @@ class Trainer(L.LightningModule, ABC):
                 trainer=type(self).__name__,
                 base_model=causal_lm.base_model(self.model).name_or_path or None,
                 adapter=causal_lm.is_adapted(self.model),
+                pipeline_tag=self.pipeline_tag,
             )
             export_model(self.model, self.tokenizer, folder, merge_adapter=self.merge_adapter, card=card)
         self.trainer.strategy.barrier()

@@ -1,21 +1,22 @@
 """What the scripts decide or refuse before anything is loaded: which task, which adapter, which folder."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from relax import checks, run_folder
+from relax import checks, report, run_folder
 from relax.errors import UserError
-from relax.launch.flags import DataFlags, LoRAFlags, RunFlags
+from relax.launch.flags import DataFlags, KeepFlags, LoRAFlags, RunFlags
 from relax.logging import build_logger
 from relax.lora import LoRASettings, lora_settings
 from relax.ranks import is_main_process
 from relax.tasks import TASKS, Task
 
 if TYPE_CHECKING:
-    import lightning as L
     from lightning.pytorch.loggers import Logger
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 # Flags that say how to read what another names, with their defaults.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -58,6 +59,18 @@ def check_data_given(task: str | None, *, model: str | None, dataset: str | None
     checks.not_both(dataset=dataset, task=task)
 
 
+def check_critic(critic: str | None, critic_model: str | None) -> None:
+    """Refuse a model for a critic that is none of its own.
+
+    Raises:
+        UserError: as said.
+    """
+    if critic_model is not None and critic not in (None, "separate"):
+        raise UserError(
+            f"--critic_model={critic_model} is a model of its own, got --critic={critic}; use --critic=separate"
+        )
+
+
 def check_held_out(data: DataFlags) -> None:
     """Refuse flags on held-out rows that exclude one another.
 
@@ -91,6 +104,20 @@ def check_validation(data: DataFlags, *, streaming: bool, monitor: str | None) -
         raise UserError(f"--monitor={monitor} needs validation data: add --val_dataset or --val_split")
 
 
+def check_keeping(flags: KeepFlags) -> None:
+    """Refuse a period that cannot be.
+
+    Raises:
+        UserError: it is not above 0.
+    """
+    checks.positive(checkpoint_every_n_steps=flags.checkpoint_every_n_steps)
+
+
+def graded(task: Task | None, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase") -> Callable[[str], None] | None:
+    """Says, ``before`` and ``after`` training, how many prompts of the task are answered right; None without a task."""
+    return None if task is None else lambda when: report.say_accuracy(when, model, tokenizer, task)
+
+
 def warn_without_effect(flags: Mapping[str, Any], *needed: str) -> None:
     """Tell of flags that say how to read something that is not read: one of ``needed``, by default any."""
     for name in needed or NEEDED:
@@ -105,7 +132,7 @@ def open_run(
     """The run's folder, which ``Trainer.train`` will claim, and its logger; neither for a dry run.
 
     Args:
-        kind: ``sft``, ``grpo``: of a new folder's name.
+        kind: ``sft``, ``grpo``, ...: of a new folder's name.
         flags: where it is to be.
         settings: of the trainer: resume and overwrite count.
         dry_run: nothing is to be written.
@@ -139,16 +166,6 @@ def pick_lora(flags: LoRAFlags, *, quantize: str | None) -> LoRASettings | None:
     if quantize and settings is None:
         raise UserError(f"--quantize={quantize} freezes the weights; add --lora_r=16 to train an adapter")
     return settings
-
-
-def without_doubles(defaults: list["L.Callback"], own: list["L.Callback"]) -> list["L.Callback"]:
-    """Both, but no default where the user brings another of its kind: Lightning allows one progress bar."""
-    from lightning.pytorch.callbacks import ProgressBar
-
-    brings_bar = any(isinstance(callback, ProgressBar) for callback in own)
-    kinds = tuple(type(callback) for callback in own)
-    kept = [c for c in defaults if not isinstance(c, kinds) and not (brings_bar and isinstance(c, ProgressBar))]
-    return [*own, *kept]
 
 
 def _pick_folder(kind: str, output_dir: str | None, *, resume: str | None, overwrite: bool) -> Path:

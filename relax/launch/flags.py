@@ -13,11 +13,18 @@ BUILT_BY_SCRIPTS = (
     *("model", "tokenizer", "train_dataset", "val_dataset", "output_dir", "config", "callbacks", "logger"),
 )
 """Parameters of the trainers that their scripts give."""
+NOT_FOR_POLICIES = (
+    *BUILT_BY_SCRIPTS,
+    *("reference", "packing_length", "group_by_length", "data_workers", "val_every_n_steps"),
+)
+"""The same of those that learn from rewards: what only Python can give, and what is about rows to learn from."""
 # Lightning's arguments that the trainers set themselves, or that only Python can give.
 NOT_FLAGS = (
     *("logger", "callbacks", "plugins", "enable_checkpointing", "default_root_dir", "use_distributed_sampler"),
     *("reload_dataloaders_every_n_epochs", "enable_autolog_hparams", "model_registry", "barebones"),
 )
+ACCURACY = "val/accuracy"
+"""By which the best checkpoint of a policy is kept, where it can be told what is right."""
 LIGHTNING = Forwarded("Lightning", "lightning.pytorch.trainer.trainer", "Trainer", without=NOT_FLAGS, brief=True)
 
 
@@ -109,18 +116,55 @@ class RunFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepFlags:
+    """What is kept of a run on rows, or whether anything is.
+
+    Args:
+        checkpoint_every_n_steps: None saves at the end only.
+        monitor: validation figure by which best.ckpt is kept, such as val/loss.
+        monitor_mode: whether it is better when lower (min) or higher (max).
+        dry_run: look at the data, train one step, the largest, to see whether it fits, and write nothing.
+    """
+
+    checkpoint_every_n_steps: int | None = 500
+    monitor: str | None = None
+    monitor_mode: Literal["min", "max"] = "min"
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyKeepFlags(KeepFlags):
+    """The same of a run that learns from rewards.
+
+    Args:
+        checkpoint_every_n_steps: None saves at the end only.
+        monitor: figure of the held-out prompts by which best.ckpt is kept; None keeps none.
+        monitor_mode: whether it is better when lower (min) or higher (max).
+        dry_run: sample, score and learn from one iteration, to see whether it fits, and write nothing.
+    """
+
+    checkpoint_every_n_steps: int | None = 50
+    monitor: str | None = ACCURACY
+    monitor_mode: Literal["min", "max"] = "max"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardFlags:
     """What completions score.
 
     Args:
         rewards: name[=argument][:weight] by commas, as in math:1.0,format:0.2, or your own functions by dotted path;
             in --config also mappings. Default: that of --task.
+        reward_model: folder or hub name of a reward model, such as run_reward.py writes: short for
+            --rewards=model=FOLDER, and added to --rewards where both are given. A LoRA adapter of the same base that
+            the policy's adapter has is computed on the policy's own backbone. The reward of --task is then only logged.
         reward_on_error: what a completion scores when a function fails on it; stop ends the run.
         reward_time_limit: seconds for one call of a function of your own; None sets no limit.
         reward_workers: processes for functions that compute long; given, for your own too. 0 starts none.
     """
 
     rewards: list[str | dict[str, Any]] | None = None
+    reward_model: str | None = None
     reward_on_error: float | Literal["stop"] = "stop"
     reward_time_limit: float | None = 60.0
     reward_workers: int | None = None
@@ -147,6 +191,20 @@ class WatchFlags:
     kl_schedule: str | None = None
 
 
+@dataclass(frozen=True)
+class PolicyFlags:
+    """What the scripts of reinforcement learning are asked: all of the bundles, and the task."""
+
+    source: ModelFlags
+    data: DataFlags
+    scoring: RewardFlags
+    lora: LoRAFlags
+    watching: WatchFlags
+    keeping: PolicyKeepFlags
+    job: RunFlags
+    task: str | None
+
+
 def names(bundle: Any) -> tuple[str, ...]:
     """The flags of a bundle, in order."""
     return tuple(field.name for field in fields(bundle))
@@ -161,3 +219,14 @@ def by_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flags[name] = value
     return flags
+
+
+POLICY_GROUPS = {
+    "Model": names(ModelFlags),
+    "Data": (*names(DataFlags), "task"),
+    "Rewards": names(RewardFlags),
+    "LoRA": names(LoRAFlags),
+    "Watching": names(WatchFlags),
+    "Run": (*names(RunFlags), *names(PolicyKeepFlags)),
+}
+"""Headings of the help of the scripts of reinforcement learning."""

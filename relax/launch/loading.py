@@ -1,15 +1,17 @@
-"""What the scripts load before they build a trainer: the model with its tokenizer, and the rows."""
+"""What the scripts load before they build a trainer: the model with its tokenizer, the critic, and the rows."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relax.data.rows import Rows
 from relax.data.sources.loading import load_rows, split_rows
 from relax.data.sources.streams import RowStream, open_stream
+from relax.hub import hub_arguments, one_line_errors
 from relax.launch.flags import DataFlags, ModelFlags
 from relax.lora import LoRASettings, add_lora, load_adapter
 from relax.models import check_vocabulary, load_model, load_tokenizer
 from relax.seeding import seed_generators
+from relax.sequence_classifier import load_classifier
 from relax.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,17 +39,66 @@ def load_policy(
         assert task is not None, "pick_task refuses data without a model"
         model, tokenizer = task.build_model(seed), task.build_tokenizer()
     else:
-        given = asdict(flags)
-        source = {flag: given[flag] for flag in ("revision", "trust_remote_code")}
-        tokenizer = load_tokenizer(flags.model, chat_template=flags.chat_template, **source)
-        weights = {flag: given[flag] for flag in ("dtype", "attn_implementation", "quantize")}
-        model = load_model(flags.model, **weights, **source)
+        tokenizer = load_tokenizer(flags.model, chat_template=flags.chat_template, **_source(flags))
+        model = load_model(flags.model, **_weights(flags), **_source(flags))
     check_vocabulary(model, tokenizer)
     if lora is not None:
         return add_lora(model, lora), tokenizer
     if adapter is not None:
         return load_adapter(model, adapter), tokenizer
     return model, tokenizer
+
+
+def load_judge(
+    flags: ModelFlags, *, lora: LoRASettings | None, adapter: str | None, seed: int
+) -> tuple["nn.Module", "PreTrainedTokenizerBase"]:
+    """A reward model to train, and its tokenizer: the same as ``load_policy`` with a head that gives a score.
+
+    Raises:
+        UserError: something cannot be found, read or used.
+    """
+    assert flags.model is not None, "a task has its own"
+    seed_generators(seed, "init")
+    tokenizer = load_tokenizer(flags.model, chat_template=flags.chat_template, **_source(flags))
+    model = load_classifier(flags.model, seed=seed, **_weights(flags), **_source(flags))
+    check_vocabulary(model, tokenizer)
+    if lora is not None:
+        return add_lora(model, lora, task_type="SEQ_CLS"), tokenizer
+    if adapter is not None:
+        return load_adapter(model, adapter, task_type="SEQ_CLS"), tokenizer
+    return model, tokenizer
+
+
+def load_critic(name: str | None, flags: ModelFlags) -> "nn.Module | None":
+    """What a critic starts from: a reward model with its head, or a language model; None without a name.
+
+    Args:
+        name: folder or hub name.
+        flags: of the policy, for how weights are held in memory.
+
+    Raises:
+        UserError: it cannot be found, read or used.
+    """
+    if name is None:
+        return None
+    from transformers import AutoConfig
+
+    code: dict[str, Any] = {"trust_remote_code": flags.trust_remote_code}
+    with one_line_errors(f"--critic_model={name}", name):
+        config = AutoConfig.from_pretrained(**hub_arguments(name, None, flags.trust_remote_code))
+    judges = any("SequenceClassification" in kind for kind in config.architectures or [])
+    load = load_classifier if judges else load_model
+    return load(name, dtype=flags.dtype, attn_implementation=flags.attn_implementation, **code)
+
+
+def _source(flags: ModelFlags) -> dict[str, Any]:
+    """Where a model and its tokenizer come from."""
+    return {"revision": flags.revision, "trust_remote_code": flags.trust_remote_code}
+
+
+def _weights(flags: ModelFlags) -> dict[str, Any]:
+    """How weights are held in memory."""
+    return {name: asdict(flags)[name] for name in ("dtype", "attn_implementation", "quantize")}
 
 
 def load_data(flags: DataFlags, *, builtin: Rows | None, seed: int) -> tuple[Rows, Rows | None]:

@@ -1,19 +1,22 @@
 """What the scripts of reinforcement learning decide and load: prompts, their rewards, which of them are held out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relax import checks
 from relax.data.prompts import PromptDataset, encode_prompts, reward_columns
 from relax.data.rows import Rows
 from relax.data.sources.dataset_rows import named
 from relax.errors import UserError
+from relax.launch.backbone_reward import JUDGE, BackboneReward
 from relax.launch.choices import check_data_given, check_held_out
-from relax.launch.flags import DataFlags, ModelFlags, RewardFlags, WatchFlags
+from relax.launch.flags import ACCURACY, DataFlags, ModelFlags, RewardFlags, WatchFlags
 from relax.launch.loading import load_data
 from relax.rewards import Rewards, build_rewards
+from relax.rewards.evaluation import Reward
+from relax.rewards.reward_model import RewardModel
 from relax.rewards.specs import Entry
 from relax.tasks import TASKS, PromptTask, Task, find_task
 
@@ -23,8 +26,7 @@ if TYPE_CHECKING:
 HELD_OUT = "held-out data"
 
 
-@dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
     """Rows with prompts."""
 
     train: Rows
@@ -56,17 +58,26 @@ def with_policy_of(flags: ModelFlags, task: Task | None) -> ModelFlags:
     return flags if task is None else replace(flags, model=str(task.policy_folder))
 
 
-def pick_rewards(flags: RewardFlags, task: PromptTask | None) -> Rewards:
-    """The functions that ``--rewards`` names, else the task's.
+def pick_rewards(flags: RewardFlags, task: PromptTask | None, judge: BackboneReward | None = None) -> Rewards:
+    """The functions that ``--rewards`` and ``--reward_model`` name, else the task's.
+
+    Beside a reward model the task's own counts nothing: it is there to be looked at.
+
+    Args:
+        flags: which.
+        task: whose reward is taken where none is named.
+        judge: a function in place of what ``--reward_model`` would load.
 
     Raises:
         UserError: there are none, or one cannot be read, found or built.
     """
-    chosen: Entry | Sequence[Entry] | None = flags.rewards
-    if chosen is None:
-        if task is None:
-            raise UserError("--dataset needs --rewards=...: what is a completion worth? For example --rewards=math")
-        chosen = task.rewards
+    chosen: list[Entry] = [*(flags.rewards or [])]
+    if flags.reward_model is not None:
+        chosen.append(_loaded(flags.reward_model) if judge is None else judge.entry)
+    if flags.rewards is None and task is not None:
+        chosen.append(task.rewards if flags.reward_model is None else _only_shown(task.rewards))
+    if not chosen:
+        raise UserError("--dataset needs --rewards=...: what is a completion worth? For example --rewards=math")
     return build_rewards(
         chosen,
         on_error=flags.reward_on_error,
@@ -75,7 +86,16 @@ def pick_rewards(flags: RewardFlags, task: PromptTask | None) -> Rewards:
     )
 
 
-def check_watching(flags: WatchFlags, *, checkpoint_every_n_steps: int | None) -> None:
+def _loaded(reward_model: str) -> Entry:
+    return {"class_path": JUDGE, "init_args": {"name_or_path": reward_model}}
+
+
+def _only_shown(entry: Entry) -> Entry:
+    parts = entry if isinstance(entry, Mapping) else {"class_path": entry}
+    return {**parts, "weight": 0.0}
+
+
+def check_watching(flags: WatchFlags) -> None:
     """Refuse periods and counts that cannot be.
 
     Raises:
@@ -86,24 +106,36 @@ def check_watching(flags: WatchFlags, *, checkpoint_every_n_steps: int | None) -
         eval_prompts=flags.eval_prompts,
         eval_samples=flags.eval_samples,
         log_samples_every_n_steps=flags.log_samples_every_n_steps,
-        checkpoint_every_n_steps=checkpoint_every_n_steps,
     )
 
 
-def pick_monitor(
-    monitor: str | None, flags: WatchFlags, held_out: Rows | None, rewards: Rewards, *, default: str
-) -> str | None:
+def grader(rewards: Rewards) -> Reward:
+    """The function that says which answers are right: of those that are no reward model, the one with most weight.
+
+    A reward model says which of two answers is better.
+    """
+    return max(rewards.functions, key=lambda reward: (not is_judge(reward), reward.weight))
+
+
+def is_judge(reward: Reward) -> bool:
+    """Whether it is a reward model."""
+    return isinstance(reward.function, (RewardModel, BackboneReward))
+
+
+def pick_monitor(monitor: str | None, flags: WatchFlags, held_out: Rows | None, rewards: Rewards) -> str | None:
     """The figure by which the best checkpoint is chosen, or None where nothing is evaluated; warns of idle flags.
 
+    Where nothing but a reward model scores, and nothing else is asked for, it is the reward.
+
     Raises:
-        UserError: no evaluation has this figure, or there is none and another than ``default`` is asked for.
+        UserError: no evaluation has this figure, or there is none and another than the usual one is asked for.
     """
     if held_out is not None and flags.eval_every_n_steps is not None:
         if monitor is not None:
             checks.one_of(evaluated_figures(rewards, flags.eval_samples), monitor=monitor)
-        return monitor
+        return "val/reward" if monitor == ACCURACY and is_judge(grader(rewards)) else monitor
     lacking = "--eval_every_n_steps" if held_out is not None else "held-out prompts: add --val_dataset or --val_split"
-    if monitor not in (None, default):
+    if monitor not in (None, ACCURACY):
         raise UserError(f"--monitor={monitor} needs {lacking}")
     idle = {"eval_prompts", "eval_samples"} | ({"eval_every_n_steps"} if held_out is None else set())
     given = [f"--{name}" for name in sorted(idle) if vars(flags)[name] != vars(WatchFlags())[name]]

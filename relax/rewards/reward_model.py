@@ -1,4 +1,8 @@
-"""Scores from a sequence-classification checkpoint: a reward model, or one label of a classifier. Trains nothing."""
+"""Scores from a sequence-classification checkpoint: a reward model, or one label of a classifier. Trains nothing.
+
+The checkpoint is a whole model, or a LoRA adapter with its score head, whose base is then loaded, too. Not here: an
+adapter that is computed on the policy's own backbone (``relax.rewards.adapter_reward``).
+"""
 
 import os
 import warnings
@@ -8,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from relax import checks
-from relax.data.examples import Message
 from relax.errors import UserError
 from relax.hub import hub_arguments, one_line_errors
+from relax.rewards.reading import AnswerReader, Inputs, Turns, score_texts
+from relax.rewards.score_adapter import ScoreAdapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Prompt = str | list[Message]
 _NO_LIMIT = 2**31 - 1
 
 
@@ -27,11 +31,11 @@ class RewardModel:
     completions are batched. The model stays frozen, in evaluation mode, on one device.
 
     Args:
-        name_or_path: A folder, or a hub name such as ``org/name``.
+        name_or_path: A folder, or a hub name such as ``org/name``, of a model or of an adapter that names its base.
         label: Of a classifier with several outputs: the name of the one that counts.
         batch_size: Completions a forward pass.
         max_length: Tokens of prompt and completion together; by default what the model takes.
-        dtype: Of the weights; ``auto``: the stored type.
+        dtype: Of the weights; ``auto``: the stored type. An adapter is float32 where its base is half precision.
         device: By default this process's CUDA device if there is one, else the CPU.
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Run the Python code that comes with the model.
@@ -56,48 +60,20 @@ class RewardModel:
         self.model, self.tokenizer = _load(name_or_path, source, dtype)
         self.label = _find_label(self.model, label, name_or_path)
         self.batch_size = batch_size
-        self.max_length = max_length or _longest(self.model, self.tokenizer)
+        self.max_length = max_length or longest_text(self.model, self.tokenizer)
         self.model.requires_grad_(False).eval().to(device or _own_device())
-        self.tokenizer.truncation_side = "left"
+        self._reader = AnswerReader(self.tokenizer, self.max_length)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[Turns], completions: Sequence[str]) -> list[float]:
         """One score a completion.
 
         Raises:
             UserError: A prompt is a list of messages, and the tokenizer has no chat template.
         """
-        rows = [self._encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        if any(len(row["input_ids"]) >= self.max_length for row in rows):
-            warnings.warn(
-                f"reward model: completions with their prompts reach its limit of {self.max_length} tokens, and the "
-                "beginning of longer ones is not read",
-                stacklevel=2,
-            )
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        scores = [0.0] * len(rows)
-        for start in range(0, len(rows), self.batch_size):
-            batch = by_length[start : start + self.batch_size]
-            for i, score in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
-                scores[i] = score
-        return scores
+        return score_texts(self._reader, prompts, completions, batch_size=self.batch_size, score=self._forward)
 
-    def _encode(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
-        limit: dict[str, Any] = {"truncation": True, "max_length": self.max_length}
-        if self.tokenizer.chat_template is not None:
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            turns = [*turns, {"role": "assistant", "content": completion}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            return dict(self.tokenizer(text, add_special_tokens=False, **limit))
-        if not isinstance(prompt, str):
-            raise UserError(
-                "--rewards: the reward model's tokenizer has no chat template, and the prompts are messages"
-            )
-        if self.tokenizer.sep_token is not None:
-            return dict(self.tokenizer(prompt, completion, **limit))
-        return dict(self.tokenizer(prompt + completion, **limit))
-
-    def _forward(self, rows: list[dict[str, list[int]]]) -> list[float]:
+    def _forward(self, rows: list[Inputs]) -> list[float]:
         # Decoders take the output at the last token that is not the pad token. Often that is the end-of-text token as
         # well, and then at the wrong place: an id that does not occur in the batch cannot be mistaken.
         config = self.model.config.get_text_config()
@@ -125,18 +101,22 @@ def _read(logits: torch.Tensor, label: int | None) -> torch.Tensor:
 def _load(name: str, source: dict[str, Any], dtype: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    adapter = ScoreAdapter.find(name, source)
     with one_line_errors(f"the reward model {name}", name):
         tokenizer = AutoTokenizer.from_pretrained(**source)
+    if adapter is not None:
+        source = adapter.base_source(source["trust_remote_code"]) | {"num_labels": adapter.num_labels}
+    with one_line_errors(f"the reward model {name}", name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             **source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if adapter is None or not adapter.brings(key))
     if missing:
         raise UserError(
             f"--rewards: {name} has no trained {missing[0]} (a language model is not a reward model); give a "
             "sequence-classification checkpoint"
         )
-    return model, tokenizer
+    return model if adapter is None else adapter.added_to(model), tokenizer
 
 
 def _find_label(model: "PreTrainedModel", label: str | None, name: str) -> int | None:
@@ -150,7 +130,7 @@ def _find_label(model: "PreTrainedModel", label: str | None, name: str) -> int |
     return names[label]
 
 
-def _longest(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+def longest_text(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
     """What the model's positions and the tokenizer allow; a tokenizer that knows no limit says 1e30."""
     config = model.config.get_text_config()
     spelling = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")

@@ -44,6 +44,14 @@ class Task(PromptTask, Protocol):
         """Flags of ``run_grpo`` with which the policy in ``policy_folder`` gets better at it."""
 
     @property
+    def rl_settings(self) -> dict[str, Any]:
+        """The same of ``run_rl``."""
+
+    @property
+    def reward_settings(self) -> dict[str, Any]:
+        """Flags of ``run_reward`` with which a model that starts from that policy learns to judge its answers."""
+
+    @property
     def policy_folder(self) -> Path:
         """The model that ``run_sft`` makes of this task, which reinforcement learning starts from."""
 
@@ -55,6 +63,12 @@ class Task(PromptTask, Protocol):
 
     def eval_rows(self, n: int = ..., seed: int = ...) -> list[dict[str, str]]:
         """``n`` rows of ``prompt`` and ``answer``, whose prompts are in no training rows of any seed."""
+
+    def preference_rows(self, n: int = ..., seed: int = ...) -> list[dict[str, str]]:
+        """``n`` rows of ``prompt``, ``chosen`` and ``rejected``, from the side of the prompts of ``train_rows``."""
+
+    def held_out_preference_rows(self, n: int = ..., seed: int = ...) -> list[dict[str, str]]:
+        """The same from the side of ``eval_rows``."""
 
     def grade(self, prompt: str, completion: str) -> float:
         """The verifiable reward of a completion's text, special tokens cut off: between 0.0 and 1.0."""

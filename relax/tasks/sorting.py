@@ -25,6 +25,7 @@ END_OF_PROMPT = ">"
 LAZY_FROM_DIGITS = 6
 LAZY_SHARE = 0.75
 HELD_OUT_SHARE = 0.1
+SLIP_SHARE = 0.5
 
 PAD, EOS = "<pad>", "<eos>"
 UNKNOWN = "?"  # an ordinary character: were it a special token, decoding would drop it and "1?2" would pass for "12"
@@ -59,6 +60,35 @@ class Sorting:
         "accelerator": "cpu",  # a model of this size needs no more
     }
 
+    # An iteration is 256 prompts, learned from four times in two steps each. To be tuned.
+    rl_settings: ClassVar[dict[str, Any]] = {
+        "learning_rate": 2e-4,
+        "critic_learning_rate": 1e-3,
+        "betas": (0.9, 0.95),
+        "schedule": "constant",
+        "warmup_steps": 5,
+        "batch_size": 128,
+        "steps_per_generation": 2,
+        "num_iterations": 4,
+        "max_new_tokens": 9,
+        "max_steps": 400,
+        "kl_coef": 0.01,
+        "gradient_clip_val": 1.0,
+        "accelerator": "cpu",
+    }
+
+    # To be tuned.
+    reward_settings: ClassVar[dict[str, Any]] = {
+        "learning_rate": 2e-3,
+        "betas": (0.9, 0.95),
+        "schedule": "linear",
+        "warmup_steps": 20,
+        "batch_size": 128,
+        "max_epochs": 2,
+        "gradient_clip_val": 1.0,
+        "accelerator": "cpu",
+    }
+
     @property
     def rewards(self) -> "Entry":
         """The grade of a completion that ends by itself; 0.0 for one that was cut off."""
@@ -86,6 +116,16 @@ class Sorting:
         rng = random.Random(mix(seed, "sorting", "eval"))
         prompts = islice(draw_prompts(rng, held_out=True), n)
         return [{"prompt": prompt, "answer": solution(prompt)} for prompt in prompts]
+
+    def preference_rows(self, n: int = 20_000, seed: int = 0) -> list[dict[str, str]]:
+        """``n`` pairs as ``prompt``, ``chosen`` (right) and ``rejected`` (lazy, or a slip), to learn a reward from."""
+        rng = random.Random(mix(seed, "sorting", "preferences"))
+        return [preference(prompt, rng) for prompt in islice(draw_prompts(rng, held_out=False), n)]
+
+    def held_out_preference_rows(self, n: int = 500, seed: int = 0) -> list[dict[str, str]]:
+        """The same of held-out prompts: those of ``eval_rows`` are of their side."""
+        rng = random.Random(mix(seed, "sorting", "held-out preferences"))
+        return [preference(prompt, rng) for prompt in islice(draw_prompts(rng, held_out=True), n)]
 
     def grade(self, prompt: str, completion: str) -> float:
         """1.0 for exactly the prompt's digits in ascending order, else 0.0; nothing else may stand around them."""
@@ -152,6 +192,25 @@ def demonstration(prompt: str, rng: random.Random) -> str:
     num_digits = len(prompt) - len(END_OF_PROMPT)
     lazy = num_digits >= LAZY_FROM_DIGITS and rng.random() < LAZY_SHARE
     return lazy_solution(prompt) if lazy else solution(prompt)
+
+
+def slip(prompt: str, rng: random.Random) -> str:
+    """A near miss: the right answer with one digit left out, written twice, written wrong, or moved elsewhere."""
+    right = solution(prompt)
+    place = rng.randrange(len(right))
+    digit, rest = right[place], right[:place] + right[place + 1 :]
+    other = rng.choice(DIGITS.replace(digit, ""))
+    elsewhere = rng.randrange(len(right))
+    moved = rest[:elsewhere] + digit + rest[elsewhere:]
+    wrong = {rest, right[:place] + digit + right[place:], right[:place] + other + right[place + 1 :], moved} - {right}
+    return rng.choice(sorted(wrong))
+
+
+def preference(prompt: str, rng: random.Random) -> dict[str, str]:
+    """A pair: the right answer, and a lazy demonstrator's or, where that is right or in half of the pairs, a slip."""
+    right, lazy = solution(prompt), lazy_solution(prompt)
+    slips = rng.random() < SLIP_SHARE or lazy == right
+    return {"prompt": prompt, "chosen": right, "rejected": slip(prompt, rng) if slips else lazy}
 
 
 def draw_prompts(rng: random.Random, held_out: bool) -> Iterator[str]:

@@ -9,7 +9,8 @@ from grpo_oracle import Oracle, check_every_step
 from grpo_run import STEPS, other_policy, policy, train
 from published_objectives import LITERAL
 
-from relax.lora import LoRASettings, add_lora, without_adapter
+from relax.adapters import without_adapter
+from relax.lora import LoRASettings, add_lora
 from relax.policy_gradient import PRESETS
 from trainers import GRPOTrainer
 

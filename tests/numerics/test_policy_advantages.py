@@ -119,6 +119,64 @@ def test_gae_is_the_recursion_of_each_completion(gamma: float, lam: float, cut_o
     torch.testing.assert_close(returns, found + values)
 
 
+def episodes(lengths: list[int], reward: float, value: float) -> tuple[Tensor, Tensor, Segments]:
+    """The same reward and value at every token."""
+    rewards = torch.full((sum(lengths),), reward, dtype=torch.float64)
+    return rewards, torch.full_like(rewards, value), Segments.of(torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_of_a_perfect_critic_of_episodes_that_go_on_nothing_is_better_or_worse(lam: float) -> None:
+    """1 at every token for ever is worth 1 / (1 - gamma), wherever one looks, and wherever the episode is cut off."""
+    rewards, values, segments = episodes([1, 2, 40], reward=1.0, value=10.0)
+    after = torch.full((3,), 10.0, dtype=torch.float64)
+    found, returns = generalized_advantages(rewards, values, segments, gamma=0.9, lam=lam, last_values=after)
+    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-12)
+    torch.testing.assert_close(returns, values)
+    terminal, _ = generalized_advantages(rewards, values, segments, gamma=0.9, lam=lam)
+    lost = [-9 * (0.9 * lam) ** (n - 1 - t) for n in (1, 2, 40) for t in range(n)]  # 0.9 x 10 that never comes
+    torch.testing.assert_close(terminal, terminal.new_tensor(lost), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_lambda_0_looks_one_token_ahead(gamma: float) -> None:
+    rewards = torch.tensor([0.0, 1, 4, 3], dtype=torch.float64)
+    values = torch.tensor([2.0, 4, -1, 8], dtype=torch.float64)
+    after = values.new_tensor([0.0, 6.0])  # the first is over, the second was cut off
+    advantages, returns = generalized_advantages(
+        rewards, values, Segments.of(torch.tensor([3, 1])), gamma=gamma, lam=0.0, last_values=after
+    )
+    assert returns.tolist() == [gamma * 4, 1 - gamma, 4, 3 + gamma * 6]
+    assert advantages.tolist() == [gamma * 4 - 2, 1 - gamma - 4, 5, 3 + gamma * 6 - 8]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_lambda_1_counts_what_came_whatever_the_critic_thought(gamma: float) -> None:
+    rewards = torch.tensor([2.0, 0, 4, 1, 8], dtype=torch.float64)
+    after = torch.tensor([0.0, 16.0], dtype=torch.float64)
+    g = gamma
+    expected = [2 + 4 * g**2, 4 * g, 4, 1 + 8 * g + 16 * g**2, 8 + 16 * g]
+    for seed in range(3):
+        values = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        advantages, returns = generalized_advantages(
+            rewards, values, Segments.of(torch.tensor([3, 2])), gamma=gamma, lam=1.0, last_values=after
+        )
+        torch.testing.assert_close(returns, rewards.new_tensor(expected), rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(advantages, rewards.new_tensor(expected) - values, rtol=1e-14, atol=1e-14)
+
+
+def test_an_advantage_ends_with_its_completion() -> None:
+    """Nothing leaks between neighbours, of which one has a huge reward, value and bootstrap."""
+    rewards, values, segments = episodes([3, 2, 4], reward=1.0, value=0.5)
+    calm = generalized_advantages(rewards, values, segments, last_values=torch.zeros(3, dtype=torch.float64))
+    rewards[3:5], values[3:5] = 1e9, -1e9
+    after = torch.tensor([0.0, 1e9, 0.0], dtype=torch.float64)
+    wild = generalized_advantages(rewards, values, segments, last_values=after)
+    for x, y in zip(calm, wild, strict=True):
+        assert torch.equal(x[:3], y[:3])
+        assert torch.equal(x[5:], y[5:])
+
+
 def test_lambda_1_without_discount_gives_the_sum_of_rewards_to_come() -> None:
     rewards = torch.tensor([0.0, 0, 1, 0, 0.5], dtype=torch.float64)
     values = torch.randn(5, dtype=torch.float64, requires_grad=True)

@@ -1,5 +1,6 @@
 """The value loss against its equation, and moments that arrive in parts against those of everything at once."""
 
+import dataclasses
 import math
 
 import pytest
@@ -32,6 +33,40 @@ def test_value_loss_is_that_of_the_equation(clip: float | None) -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=0)
     assert clipped.any() == (clip is not None)
     assert not clipped.all()
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "slope"),
+    [
+        # V_old = 1, c = 1/4: values act between 3/4 and 5/4
+        (1.125, 2.0, 0.3828125, -0.875),  # inside, whatever the target
+        (1.125, 0.0, 0.6328125, 1.125),
+        (1.5, 2.0, 0.28125, 0.0),  # moved up by more than c towards its target: far enough for this iteration
+        (0.5, 0.0, 0.28125, 0.0),  # and down
+        (1.5, 0.0, 1.125, 1.5),  # moved up, but its target lies below: back it goes
+        (0.5, 2.0, 1.125, -1.5),
+        (2.5, 2.0, 0.28125, 0.0),  # beyond its target, but nearer than the bound is: the bound counts
+        (4.0, 2.0, 2.0, 2.0),  # and farther
+        (1.25, 2.0, 0.28125, -0.75),  # on the bound
+    ],
+)
+def test_values_are_clipped_on_both_sides(value: float, target: float, loss: float, slope: float) -> None:
+    v = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    found, clipped = value_loss(v, torch.ones_like(v), torch.full_like(v, target), 0.25)
+    assert found.item() == loss
+    assert clipped.item() == (slope == 0)
+    if value != 1.25:  # where autograd may share the slope between the two sides
+        assert torch.autograd.grad(found.sum(), v)[0].item() == slope
+
+
+@pytest.mark.parametrize("clip", [0.2, None])
+def test_before_values_move_the_bound_changes_nothing(clip: float | None) -> None:
+    """The first minibatch regresses to the returns."""
+    values, _, returns = random_values()
+    loss, clipped = value_loss(values, values.detach(), returns, clip)
+    assert not clipped.any()
+    gradient = torch.autograd.grad(loss.sum(), values)[0]
+    torch.testing.assert_close(gradient, (values - returns).detach(), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("parts", [[500], [1, 499], [0, 100, 250, 0, 150], [1] * 500])
@@ -86,3 +121,20 @@ def test_running_normalization_of_scores() -> None:
     expected = (batches[1] - seen.mean()) / seen.std()
     torch.testing.assert_close(normalized(batches[1], running), expected)
     torch.testing.assert_close(normalized(batches[1], running, clip=1.2), expected.clamp(-1.2, 1.2))
+
+
+def test_running_moments_are_those_of_all_scores_so_far() -> None:
+    """Over many iterations of any size, through checkpoints, and not those of the last one."""
+    scores = 40 + 3 * torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    running, seen = Moments(), 0
+    for batch in scores.split([1, 64, 0, 7, 128, 100]):
+        running = Moments.merged([running, Moments.of(batch)])
+        running = Moments(**dataclasses.asdict(running))
+        seen += len(batch)
+        so_far = scores[:seen]
+        std = float(so_far.std()) if seen > 1 else 1.0
+        assert running.count == seen
+        torch.testing.assert_close(normalized(batch, running), (batch - so_far.mean()) / std, rtol=1e-10, atol=1e-10)
+    everything = normalized(scores, running)
+    assert float(everything.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(everything.std()) == pytest.approx(1, rel=1e-12)

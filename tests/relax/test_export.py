@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny_models import logits, network_calls, refused, shake, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from relax.adapters import CRITIC, add_adapter, using_adapter
 from relax.export import check_export, export_model, merged_model, model_card
 from relax.lora import LoRASettings, add_lora, load_adapter
 
@@ -32,6 +33,10 @@ def adapted(base: PreTrainedModel, **options: Any) -> PeftModel:
     model = add_lora(base, LoRASettings(r=4, **options))
     shake(model)
     return model
+
+
+def trainable(model: torch.nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,6 +128,25 @@ def test_another_adapter_than_the_live_one(tmp_path: Path) -> None:
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_model(), tmp_path / "out")), logits(average))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
     torch.testing.assert_close(logits(merged), logits(average), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["lora", "head"])
+def test_of_several_adapters_the_policys_alone_is_written_and_merged(options: dict[str, Any], tmp_path: Path) -> None:
+    model = add_lora(tiny_model(), LoRASettings(r=4, **options))
+    add_adapter(model, CRITIC)
+    shake(model)
+    expected, before = logits(model), trainable(model)
+    with using_adapter(model, CRITIC):  # as in the middle of an evaluation
+        export_model(model, TOKENIZER, tmp_path / "out", merge_adapter=True)
+        merged_model(model)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir() and path.name != "merged"]
+    assert not any(CRITIC in name for name in load_file(tmp_path / "out" / "adapter_model.safetensors"))
+    alone = PeftModel.from_pretrained(tiny_model(), tmp_path / "out")
+    assert torch.equal(logits(alone), expected)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logits(model), expected)
+    assert trainable(model) == before
 
 
 def test_generation_stops_where_the_tokenizer_says(tmp_path: Path) -> None:

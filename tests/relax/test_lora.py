@@ -1,5 +1,6 @@
 """LoRA: which weights are trained, by which equation, and what is refused."""
 
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -8,10 +9,21 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tiny_models import logits, refused, shake, tiny_model
+from transformers import LlamaForSequenceClassification, PreTrainedModel
 
 from relax.lora import LoRASettings, add_lora, enable_gradient_checkpointing, load_adapter, lora_settings
 
 LLAMA_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def tiny_classifier() -> PreTrainedModel:
+    """The body of ``tiny_model`` with a head of one output, which reads scores at the last token."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(tiny_model().config)
+    config.num_labels, config.pad_token_id = 1, 299
+    return LlamaForSequenceClassification(config).eval()
+
+
 ADAPTER = LoRASettings(r=4, target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])
 
 
@@ -170,6 +182,24 @@ def test_an_adapter_of_another_kind(tmp_path: Path) -> None:
     get_peft_model(tiny_model(num_key_value_heads=4), config).save_pretrained(str(tmp_path))
     with refused("PREFIX_TUNING", "only LORA"):
         load_adapter(tiny_model(num_key_value_heads=4), str(tmp_path))
+
+
+def test_an_adapter_of_the_other_task(adapter: Path) -> None:
+    with refused(f"--adapter={adapter} has the task type CAUSAL_LM, needed is SEQ_CLS"):
+        load_adapter(tiny_classifier(), str(adapter), task_type="SEQ_CLS")
+
+
+def test_a_classifiers_head_is_trained_kept_and_continued(tmp_path: Path) -> None:
+    model = add_lora(tiny_classifier(), LoRASettings(4), task_type="SEQ_CLS")
+    assert adapted_layers(model) == LLAMA_LINEAR
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" not in name}
+    assert trained == {"base_model.model.score.modules_to_save.default.weight"}
+    shake(model)
+    model.save_pretrained(str(tmp_path))
+    continued = load_adapter(tiny_classifier(), str(tmp_path), task_type="SEQ_CLS")
+    assert torch.equal(logits(continued), logits(model))
+    with refused(f"--adapter={tmp_path} has the task type SEQ_CLS, needed is CAUSAL_LM"):
+        load_adapter(tiny_model(), str(tmp_path))
 
 
 def gradients(kind: str, *, lora: bool, checkpointing: bool) -> tuple[dict[str, torch.Tensor], int]:

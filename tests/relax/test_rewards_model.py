@@ -124,7 +124,7 @@ def test_what_is_too_long_loses_its_beginning_with_a_warning(stored: Callable[..
     folder = stored(llama(max_position_embeddings=32), text_tokenizer())
     completion = "the end, which counts for the score."
     (expected,) = one_by_one(folder, LlamaForSequenceClassification, [completion[-32:]])
-    with pytest.warns(UserWarning, match="limit of 32 tokens, and the beginning"):
+    with pytest.warns(UserWarning, match="limit of 32 tokens, and their beginning"):
         (score,) = RewardModel(folder)(["a long beginning " * 9], [completion])
     assert score == pytest.approx(expected, abs=1e-5)
 

@@ -40,13 +40,13 @@ def folder(tmp_path: Path) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of each block that was tokenized."""
     blocks: list[int] = []
-    encode = module._Run.encode
+    encode = module.RowPass.encode
 
     def counted(self: Any, block: int) -> Any:
         blocks.append(block)
         return encode(self, block)
 
-    monkeypatch.setattr(module._Run, "encode", counted)
+    monkeypatch.setattr(module.RowPass, "encode", counted)
     return blocks
 
 
@@ -289,13 +289,13 @@ def test_a_disk_that_fills_up_is_gone_without(source: Path, folder: Path, fork: 
 
 def _rank(source: Path, folder: Path, results: Any) -> None:
     made: list[int] = []
-    encode = module._Run.encode
+    encode = module.RowPass.encode
 
     def counted(self: Any, block: int) -> Any:
         made.append(block)
         return encode(self, block)
 
-    module._Run.encode = counted  # type: ignore[method-assign]
+    module.RowPass.encode = counted  # type: ignore[method-assign]
     results.put((tokenize(source, folder).fingerprint, len(made)))
 
 

@@ -1,5 +1,6 @@
 """A whole data set is tokenized: what is cut, dropped, weighed, counted; in processes or not, in parts or not."""
 
+import functools
 import multiprocessing
 import pickle
 import warnings
@@ -292,7 +293,8 @@ class TestProcesses:
         assert errors[0] == errors[1]
 
     def test_a_pass_can_be_sent_to_a_process_that_is_not_a_copy(self) -> None:
-        run = tokenization._Run.over(conversations(5), CHAT, RowChecks("data", EncodingOptions(), 0.05), 0)
+        encoder = functools.partial(tokenization._encoder, CHAT, EncodingOptions())
+        run = tokenization.RowPass.over(conversations(5), encoder, RowChecks("data", EncodingOptions(), 0.05), 0)
         copy = pickle.loads(pickle.dumps(run))
         np.testing.assert_array_equal(copy.encode(0).tokens, run.encode(0).tokens)
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import Dataset, Subset
 
 from relax.data.batching.batches import Batch
 from relax.data.batching.layout import Cut, Layout
-from relax.data.batching.planning import Plan, Step
-from relax.data.tokens.tokenized import Sample, TokenizedDataset
+from relax.data.batching.planning import Plan, Planned, Step
 
-Collate: TypeAlias = Callable[[Sequence[Sample], Sequence[int]], Batch]
+Collate: TypeAlias = Callable[[Sequence[Any], Sequence[int]], Batch]
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class BatchBuilder:
     rank: int
     collate: Collate
 
-    def build(self, data: TokenizedDataset, step: Step, cut: Cut, slot: int) -> Batch:
+    def build(self, data: Planned, step: Step, cut: Cut, slot: int) -> Batch:
         """Micro-batch ``slot`` of the step; where the cut leaves none, one that only fills it up, of weight 0."""
         mine = cut[slot][self.rank]
         chosen = mine or [int(step.samples[data.lengths[step.samples].argmin()])]
@@ -44,7 +43,7 @@ class BatchBuilder:
 class EpochBatches(Dataset[Batch]):
     """The micro-batches of one epoch on one rank, in order (a data worker may be the one who asks)."""
 
-    def __init__(self, data: TokenizedDataset, steps: list[Step], builder: BatchBuilder) -> None:
+    def __init__(self, data: Planned, steps: list[Step], builder: BatchBuilder) -> None:
         self.data, self.steps, self.builder = data, steps, builder
         self.latest: tuple[int, Cut] = (-1, [])
 

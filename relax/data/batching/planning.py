@@ -5,7 +5,7 @@ Legend: R rows of the data set, n rows of a step.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,9 @@ from relax.data.batching.packing import best_fit_decreasing
 from relax.errors import UserError
 from relax.seeding import mix
 
-if TYPE_CHECKING:
-    from relax.data.tokens.tokenized import TokenizedDataset
-
 Int16 = npt.NDArray[np.int16]
 Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 LENGTH_GROUP_STEPS = 32
 """With ``group_by_length``, rows are sorted by length within windows of this many optimizer steps."""
@@ -44,6 +42,29 @@ class Shared(Protocol):
     @property
     def shares(self) -> tuple[float, ...]:
         """Of each part in an epoch; empty: every row once."""
+
+
+class Planned(Shared, Protocol):
+    """What batches are made of: tokenized rows, or pairs of them. R of them."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """What is collated."""
+
+    @property
+    def lengths(self) -> Int64:
+        """[R], tokens of each, as far as they count for a micro-batch."""
+
+    @property
+    def num_targets(self) -> Int64:
+        """[R], training targets of each."""
+
+    @property
+    def row_weights(self) -> Float32 | None:
+        """[R]; None: all 1."""
+
+    @property
+    def source_rows(self) -> Int64:
+        """[R], where each stood in the source, counted from 0."""
 
 
 class Step(NamedTuple):
@@ -84,7 +105,7 @@ class Plan:
         UserError: a part of a mixture has no row left, or a share too small for one; a row too long to be packed.
     """
 
-    def __init__(self, data: "TokenizedDataset", batching: Batching) -> None:
+    def __init__(self, data: Planned, batching: Batching) -> None:
         self.data, self.batching = data, batching
         check_shares(data)
         if batching.packing_length is not None and data.lengths.max() > batching.packing_length:

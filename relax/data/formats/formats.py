@@ -159,18 +159,20 @@ def rename_any(row: object, columns: Mapping[str, str]) -> Row:
     return {**kept, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
-def read_weight(row: object, column: str) -> float:
-    """The row's weight in the loss, as a 32-bit number: a number, or a string that holds one (CSV has only strings).
+def read_weight(row: object, column: str, flag: str = "--weight_column") -> float:
+    """The row's weight in the loss, or what else ``flag`` names a column for, as a 32-bit number.
+
+    The cell is a number, or a string that holds one (CSV has only strings).
 
     Raises:
         UserError: no such column, no number, or a number that is negative or not finite.
     """
-    weight = value(as_row(row), column, "--weight_column: ")
+    weight = value(as_row(row), column, f"{flag}: ")
     number = _number(weight) if isinstance(weight, str) else weight
     if isinstance(number, bool) or not isinstance(number, int | float | np.integer | np.floating):
-        raise UserError(f"--weight_column: {column!r} must hold a number, got {shown(weight)}")
+        raise UserError(f"{flag}: {column!r} must hold a number, got {shown(weight)}")
     if not 0 <= number <= _LARGEST_WEIGHT:
-        raise UserError(f"--weight_column: {column!r} must be finite and at least 0, got {shown(weight)}")
+        raise UserError(f"{flag}: {column!r} must be finite and at least 0, got {shown(weight)}")
     return float(np.float32(number))
 
 

@@ -15,11 +15,13 @@ from relax.data.tokens.encoding import EncodingOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from relax.data.pairs.encoding import PairOptions
+
 FORMAT = 2
 """To be raised with every change of the code that gives other tokens or masks for the same rows."""
 
 
-def cache_key(rows: Rows, tokenizer: "PreTrainedTokenizerBase", options: EncodingOptions) -> str | None:
+def cache_key(rows: Rows, tokenizer: "PreTrainedTokenizerBase", options: "EncodingOptions | PairOptions") -> str | None:
     """A hex digest; None where the rows have no fingerprint, or (with a warning) the tokenizer is slow."""
     behind, indices = whole(rows)
     if not isinstance(behind, Identified):
@@ -30,7 +32,7 @@ def cache_key(rows: Rows, tokenizer: "PreTrainedTokenizerBase", options: Encodin
         )
         return None
     code = [FORMAT, relax.__version__, version("tokenizers"), version("transformers")]
-    chosen = {**vars(options), "columns": dict(options.columns or {})}
+    chosen = {"read as": type(options).__name__, **vars(options), "columns": dict(options.columns or {})}
     named = json.dumps([code, chosen, behind.fingerprint, describe_tokenizer(tokenizer)], sort_keys=True)
     digest = hashlib.blake2b(named.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(indices).data)

@@ -30,6 +30,11 @@ class Encoded(NamedTuple):
     double_bos: bool = False
     unknown_tokens: int = 0
 
+    @property
+    def samples(self) -> list[Sample]:
+        """Of the row."""
+        return [] if self.sample is None else [self.sample]
+
     def count_in(self, report: TokenizationReport) -> None:
         """Add the row to ``report``."""
         report.rows += 1

@@ -1,23 +1,24 @@
 """A whole data set -> tokens, in several processes and from the cache. Knows no format and no chat template."""
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from relax.data.examples import Row
 from relax.data.rows import Mixed, Rows, place, whole
 from relax.data.tokens.cache_key import cache_key
-from relax.data.tokens.encoded import Encoded
 from relax.data.tokens.encoding import EncodingOptions, RowEncoder
 from relax.data.tokens.row_checks import RowChecks
 from relax.data.tokens.row_progress import count_rows
 from relax.data.tokens.token_cache import CacheFailed, load_or_make
-from relax.data.tokens.tokenized import Int16, Int64, TokenBlock, TokenizationReport, TokenizedDataset
+from relax.data.tokens.tokenized import Int16, Int64, Sample, TokenBlock, TokenizationReport, TokenizedDataset
 from relax.data.tokens.worker_processes import default_workers, in_order
 from relax.errors import UserError
 from relax.ranks import is_main_process
@@ -60,28 +61,61 @@ def tokenize_rows(
             without the eos token or chat template needed.
     """
     options = options or EncodingOptions()
-    if not len(rows):
-        raise UserError(f"{where}: no rows")
-    if workers is None:
-        workers = default_workers(len(rows), ENOUGH_ROWS_FOR_PROCESSES)
-    elif workers < 0:
-        raise UserError(f"--tokenize_workers must be 0 (only this process) or more, got {workers}")
     checks = RowChecks(where, options, max_dropped_share)
-    run = _Run.over(rows, tokenizer, checks, workers)
+    run = RowPass.over(rows, partial(_encoder, tokenizer, options), checks, workers)
     formats = {encoder.format.name for encoder in run.encoders.values()}
     checks.warn_of_options(formats)
     checks.warn_of_the_date(formats, tokenizer.chat_template)
     key = None if cache is None else cache_key(rows, tokenizer, options)
-    dataset = run.in_memory() if cache is None or key is None else run.through_cache(cache.expanduser() / key)
-    dataset.report.unread_columns = run.unread_columns
-    checks.refuse(dataset.report)  # once more: kept tokens may have been made under another limit
+    dataset = run.tokenize(None if cache is None or key is None else cache.expanduser() / key)
     checks.warn(dataset.report, formats)
-    behind, _ = whole(rows)
-    return dataset.mixed(behind) if isinstance(behind, Mixed) else dataset
+    return dataset
+
+
+def _encoder(tokenizer: "PreTrainedTokenizerBase", options: EncodingOptions, first_row: Row, where: str) -> RowEncoder:
+    return RowEncoder(first_row, tokenizer, options, where)
+
+
+class EncodedRow(Protocol):
+    """What became of a row."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """None of them: the row is dropped."""
+
+    def count_in(self, report: TokenizationReport) -> None:
+        """Add the row to ``report``."""
+
+
+class Encoder(Protocol):
+    """Encodes rows of one format."""
+
+    unread_columns: list[str]
+
+    def encode(self, rows: Iterable[tuple[str, Row]]) -> Iterator[EncodedRow]:
+        """What becomes of each (place, row), in order."""
+
+
+class Checks(Protocol):
+    """Judges a data set by what became of its rows."""
+
+    @property
+    def where(self) -> str:
+        """What the rows are called."""
+
+    def refuse(self, report: TokenizationReport) -> None:
+        """Refuse one that lost too much.
+
+        Raises:
+            UserError: it did.
+        """
+
+
+E = TypeVar("E", bound=Encoder)
 
 
 @dataclass(frozen=True)
-class _Run:
+class RowPass(Generic[E]):
     """One pass over the rows; each process gets it whole."""
 
     rows: Rows
@@ -89,21 +123,43 @@ class _Run:
     """[rows], where each one stood in the source."""
     parts: Int16
     """[rows], of which part of a mixture each one is; 0 if it is none."""
-    encoders: Mapping[int, RowEncoder]
+    encoders: Mapping[int, E]
     """By part."""
-    checks: RowChecks
+    checks: Checks
     workers: int
 
     @classmethod
-    def over(cls, rows: Rows, tokenizer: "PreTrainedTokenizerBase", checks: RowChecks, workers: int) -> "_Run":
-        """All of the rows; the first one of each part says what format the part has."""
+    def over(cls, rows: Rows, encoder: Callable[[Row, str], E], checks: Checks, workers: int | None) -> "RowPass[E]":
+        """All of the rows; the first one of each part, with its place, makes the part's encoder.
+
+        Raises:
+            UserError: there is no row, or a number of ``workers`` below 0 (None: one a core for many rows).
+        """
+        if not len(rows):
+            raise UserError(f"{checks.where}: no rows")
+        if workers is None:
+            workers = default_workers(len(rows), ENOUGH_ROWS_FOR_PROCESSES)
+        elif workers < 0:
+            raise UserError(f"--tokenize_workers must be 0 (only this process) or more, got {workers}")
         behind, numbers = whole(rows)
         parts = behind.parts_of(numbers) if isinstance(behind, Mixed) else np.zeros(len(rows), dtype=np.int16)
         encoders = {
-            int(part): RowEncoder(rows[int(first)], tokenizer, checks.options, place(rows, int(first), checks.where))
+            int(part): encoder(rows[int(first)], place(rows, int(first), checks.where))
             for part, first in zip(*np.unique(parts, return_index=True), strict=True)
         }
         return cls(rows, numbers, parts, encoders, checks, workers)
+
+    def tokenize(self, entry: Path | None) -> TokenizedDataset:
+        """The data set; through the cache, where it has an ``entry`` there.
+
+        Raises:
+            UserError: a bad row; too many dropped ones.
+        """
+        dataset = self.in_memory() if entry is None else self.through_cache(entry)
+        dataset.report.unread_columns = self.unread_columns
+        self.checks.refuse(dataset.report)  # once more: kept tokens may have been made under another limit
+        behind, _ = whole(self.rows)
+        return dataset.mixed(behind) if isinstance(behind, Mixed) else dataset
 
     @property
     def unread_columns(self) -> tuple[str, ...]:
@@ -143,16 +199,16 @@ class _Run:
     def encode(self, block: int) -> TokenBlock:
         """The rows of one block."""
         report = TokenizationReport()
-        samples, numbers = [], []
+        samples: list[Sample] = []
+        numbers: list[int] = []
         at = range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, len(self.rows)))
         for index, encoded in zip(at, self._encode(at), strict=True):
             encoded.count_in(report)
-            if encoded.sample is not None:
-                samples.append(encoded.sample)
-                numbers.append(int(self.numbers[index]))
+            samples.extend(encoded.samples)
+            numbers.extend([int(self.numbers[index])] * len(encoded.samples))
         return TokenBlock.of(samples, numbers, report)
 
-    def _encode(self, at: range) -> Iterator[Encoded]:
+    def _encode(self, at: range) -> Iterator[EncodedRow]:
         """The rows of a block, each by its part's encoder; parts lie one behind the other."""
         for part, indices in groupby(at, key=self.parts.__getitem__):
             placed = ((place(self.rows, index, self.checks.where), self.rows[index]) for index in indices)

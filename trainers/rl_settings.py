@@ -1,0 +1,74 @@
+"""Settings of the PPO trainer: which values cannot work, and what is built from them."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from relax import checks
+from relax.critic import CRITICS
+from relax.errors import UserError
+from relax.policy_gradient import ClipRange, Objective
+
+OBJECTIVE = (
+    *("kl_coef", "kl_in_loss", "kl_estimator", "clip_low", "clip_high", "ratio_max", "aggregation", "entropy_coef"),
+)
+ESTIMATE = (
+    *("gamma", "gae_lambda", "bootstrap_truncated", "whiten_advantages"),
+    *("missing_eos_penalty", "reward_clip", "normalize_rewards"),
+)
+CRITIC = ("critic", "critic_learning_rate", "critic_warmup_steps", "value_clip", "value_coef")
+
+
+def build_objective(own: Mapping[str, Any]) -> Objective:
+    """What the policy minimises; where it is in the rewards, the KL penalty is estimated by k1, in the loss by k3.
+
+    Raises:
+        UserError: an unknown name, or a value out of range.
+    """
+    ratio_max = math.inf if own["ratio_max"] is None else own["ratio_max"]
+    return Objective(
+        aggregation=own["aggregation"],
+        clip=ClipRange(own["clip_low"], own["clip_high"], ratio_max),
+        kl_coef=own["kl_coef"],
+        kl_estimator=own["kl_estimator"] or ("k3" if own["kl_in_loss"] else "k1"),
+        kl_in_reward=not own["kl_in_loss"],
+        entropy_coef=own["entropy_coef"],
+    )
+
+
+def check_ppo(own: Mapping[str, Any]) -> Objective:
+    """As ``build_objective``, for all keywords of ``RLTrainer``, defaults included.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    if own["critic"] is not None:
+        checks.one_of(CRITICS, critic=own["critic"])
+    checks.between(0, 1, gamma=own["gamma"], gae_lambda=own["gae_lambda"])
+    checks.between(0, math.inf, value_coef=own["value_coef"], missing_eos_penalty=own["missing_eos_penalty"])
+    checks.between(0, 10**9, critic_warmup_steps=own["critic_warmup_steps"])
+    names = ("critic_learning_rate", "value_clip", "reward_clip", "target_kl")
+    checks.positive(**{name: own[name] for name in names})
+    if own["value_coef"] == 0:
+        raise UserError(
+            "--value_coef must be above 0, got 0: the critic would learn nothing; use run_grpo.py without one"
+        )
+    return build_objective(own)
+
+
+def warn_without_effect(own: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Tell of settings that change nothing.
+
+    Args:
+        own: keywords of ``RLTrainer``.
+        others: further ones.
+    """
+    idle = []
+    if not own["kl_coef"]:
+        idle += [(name, "--kl_coef=0") for name in ("kl_estimator", "kl_in_loss")]
+    if others.get("mask_truncated"):
+        idle += [(name, "--mask_truncated") for name in ("missing_eos_penalty", "bootstrap_truncated")]
+    for name, cause in idle:
+        if own[name]:
+            warnings.warn(f"--{name}={own[name]} has no effect with {cause}", stacklevel=3)

@@ -1,0 +1,378 @@
+"""Proximal policy optimization (PPO, arXiv 1707.06347) for language models, with a value function (the critic).
+
+Read ``collect`` and ``compute_loss``: 1. completions; 2. their scores; 3. what the critic expects at each token, and
+how much better it came (GAE); 4. the clipped losses of policy and critic.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from relax import causal_lm
+from relax.critic import build_critic
+from relax.data.examples import Row
+from relax.data.prompts import PromptDataset
+from relax.data.rows import Rows
+from relax.errors import UserError
+from relax.experience import Experience, Minibatch
+from relax.optimizers import decay_groups
+from relax.policy_gradient import (
+    KL_ESTIMATORS,
+    Moments,
+    Segments,
+    generalized_advantages,
+    normalized,
+    token_mean,
+    token_rewards,
+    update_went_too_far,
+    value_loss,
+    whitened,
+    without_end_penalized,
+)
+from relax.ranks import over_ranks
+from relax.rewards import Rewards
+from relax.rewards.specs import Entry
+from trainers.critic_figures import estimate_figures
+from trainers.iteration import appraise, generate, recall, score
+from trainers.on_policy import OnPolicyTrainer
+from trainers.policy_step import of_computed, policy_step
+from trainers.prompting import PromptSource
+from trainers.rl_settings import CRITIC, ESTIMATE, OBJECTIVE, check_ppo, warn_without_effect
+from trainers.rollout_batches import RolloutBatches
+from trainers.settings import defaults_of
+
+
+class RLTrainer(OnPolicyTrainer):
+    """Improve a policy with reward functions or a reward model, by PPO.
+
+    Args:
+        model: as for ``OnPolicyTrainer``; so are all further keywords.
+        tokenizer: the model's tokenizer.
+        train_dataset: rows with prompts, and the columns that reward functions need.
+        rewards: reward functions.
+        learning_rate: as for ``OnPolicyTrainer``; about ten times as much for a LoRA adapter.
+        num_generations: completions of each prompt.
+        num_iterations: passes over the completions of an iteration (PPO's epochs).
+        critic: adapter (one more on the policy's frozen backbone), separate (a model of its own), shared (a head on the
+            policy's states); default: adapter where the policy has one, else separate.
+        critic_model: what a separate critic starts from; default: a copy of the policy.
+        critic_learning_rate: default: learning_rate.
+        critic_warmup_steps: the first optimizer steps, in which only the critic learns.
+        kl_coef: factor of the KL penalty that keeps the policy near the reference; 0 needs no reference.
+        kl_in_loss: the penalty is part of the loss, not of the rewards.
+        kl_estimator: k1, k2 or k3 (Schulman 2020); default: k1 in the rewards, k3 in the loss.
+        clip_low: the ratio acts down to 1 - clip_low.
+        clip_high: the ratio acts up to 1 + clip_high.
+        ratio_max: bound of the ratio where the advantage is negative (dual clip, arXiv 1912.09729).
+        aggregation: token_mean, sequence_mean, fixed_length_mean.
+        entropy_coef: factor of a bonus on the entropy.
+        value_clip: how far values may move from those of sampling; None does not bound them.
+        value_coef: factor of the critic's loss.
+        gamma: discount of rewards, per token.
+        gae_lambda: 1 for plain sums of rewards, 0 for one step (arXiv 1506.02438).
+        bootstrap_truncated: what is cut off would have earned what the critic expects; else nothing more.
+        whiten_advantages: shift and scale those of an iteration to mean 0 and standard deviation 1.
+        missing_eos_penalty: taken off the score of what is cut off.
+        reward_clip: scores, normalized or not, are cut to this distance from 0.
+        normalize_rewards: shift and scale scores by the mean and standard deviation of all of the run so far.
+        target_kl: per token, nats: an update that leads 1.5 times as far from the policy that sampled is not made, nor
+            are those after it in the iteration; None sets no limit.
+        config: further settings to record.
+
+    Attributes:
+        critic: the value function.
+
+    Raises:
+        UserError: rows that cannot be used, or a setting that cannot work.
+    """
+
+    bound = (*OnPolicyTrainer.bound, *CRITIC, *(n for n in OBJECTIVE if n != "kl_coef"), *ESTIMATE, "target_kl")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        train_dataset: Rows | PromptDataset | None = None,
+        rewards: Rewards | Entry | Sequence[Entry],
+        learning_rate: float = 3e-6,
+        num_generations: int = 1,
+        num_iterations: int = 4,
+        critic: Literal["adapter", "separate", "shared"] | None = None,
+        critic_model: nn.Module | None = None,
+        critic_learning_rate: float | None = None,
+        critic_warmup_steps: int = 0,
+        kl_coef: float = 0.05,
+        kl_in_loss: bool = False,
+        kl_estimator: str | None = None,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        ratio_max: float | None = None,
+        aggregation: str = "token_mean",
+        entropy_coef: float = 0.0,
+        value_clip: float | None = 0.2,
+        value_coef: float = 0.1,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        bootstrap_truncated: bool = False,
+        whiten_advantages: bool = True,
+        missing_eos_penalty: float | None = None,
+        reward_clip: float | None = None,
+        normalize_rewards: bool = False,
+        target_kl: float | None = None,
+        config: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        given = locals()
+        own = {name: given[name] for name in (*CRITIC, *OBJECTIVE, *ESTIMATE, "target_kl")}
+        usual = {name: given[name] for name in USUAL}
+        self.check(**own, **usual, **settings)
+        objective = check_ppo(own)
+        warn_without_effect(own, settings)
+        built = build_critic(critic, model, critic_model)
+        super().__init__(
+            model,
+            tokenizer,
+            train_dataset=train_dataset,
+            rewards=rewards,
+            kl_coef=kl_coef,
+            kl_estimator=objective.kl_estimator,
+            config=own | dict(config or {}),
+            **usual,
+            **settings,
+        )
+        self.critic, self.objective = built, objective
+        self.critic_learning_rate = critic_learning_rate or learning_rate
+        self.critic_warmup_steps, self.value_clip, self.value_coef = critic_warmup_steps, value_clip, value_coef
+        self.gamma, self.gae_lambda, self.bootstrap_truncated = gamma, gae_lambda, bootstrap_truncated
+        self.whiten_advantages, self.missing_eos_penalty = whiten_advantages, missing_eos_penalty
+        self.reward_clip, self.normalize_rewards, self.target_kl = reward_clip, normalize_rewards, target_kl
+        self._score_moments = Moments()
+        self._steps_learned = 0  # of the iteration
+        self._old_kl: list[Tensor] = []  # of the optimizer step's micro-batches
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """As ``Trainer.check``."""
+        defaults = defaults_of(RLTrainer)
+        own = defaults | {name: value for name, value in settings.items() if name in defaults}
+        objective = check_ppo(own)
+        others = {name: value for name, value in settings.items() if name not in defaults}
+        others |= {name: own[name] for name in USUAL}
+        super().check(**others, kl_coef=objective.kl_coef, kl_estimator=objective.kl_estimator)
+
+    def collect(self, prompts: PromptSource) -> Experience:
+        """One iteration's experience: completions, scores, values, advantages."""
+        asked = prompts.take(prompts.wanted)
+        experience = generate(self, asked)
+        experience = score(self, experience, asked)
+        experience = recall(self, experience)
+        experience = appraise(self, self.critic, experience)
+        self._steps_learned, self.halted = 0, False
+        return self.estimate(self.shape(experience))
+
+    def compute_loss(self, batch: Minibatch | Sequence[Row] | Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped losses of policy and critic on a minibatch of experience, and figures of its tokens.
+
+        Handed a batch of prompts it does all four steps: one fully on-policy update.
+        """
+        if not isinstance(batch, Minibatch):
+            batch = self.whole_update(batch)
+        if self.halted:
+            return untouched([*self.policy_parameters(), *self.critic.learned()]), {}
+        if self.warms_up:
+            values = self.critic(batch.batch, self._frozen_states(batch))
+            loss, figures = self.critic_step(batch, values)
+            return loss + untouched(self.policy_parameters()), figures
+        hidden = causal_lm.hidden_states(self.model, batch.batch)
+        values = self.critic(batch.batch, hidden)
+        policy = policy_step(
+            self, batch, hidden, batch.tokens["advantages"], replace(self.objective, kl_coef=self.kl_coef)
+        )
+        critic_loss, figures = self.critic_step(batch, values)
+        self._old_kl.append(policy.figures["old_kl"])
+        return policy.loss + critic_loss, policy.figures | figures
+
+    def critic_step(self, batch: Minibatch, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``value_coef`` times the value loss of a minibatch, and figures of its tokens.
+
+        Args:
+            batch: K target tokens.
+            values: [K], with gradient.
+        """
+        found = value_loss(values, batch.tokens["values"], batch.tokens["returns"], self.value_clip)
+        loss = batch.totals.micro_batches * token_mean(found.loss, batch.segments, batch.totals)
+        clipped = of_computed(batch, found.clipped.to(loss.dtype))
+        return self.value_coef * loss, {"value_loss": loss.detach(), "value_clip": clipped}
+
+    # Steps of ``collect``
+
+    def shape(self, experience: Experience) -> Experience:
+        """The same with ``shaped``: scores normalized, then clipped, then less the penalty for a missing end."""
+        scores = experience.completions["score"]
+        if self.normalize_rewards:
+            self._score_moments = Moments.merged([self._score_moments, Moments.of(scores)])
+            scores = normalized(scores, self._score_moments)
+        if self.reward_clip is not None:
+            scores = scores.clamp(-self.reward_clip, self.reward_clip)
+        if self.missing_eos_penalty is not None:
+            scores = without_end_penalized(scores, experience.completions["truncated"], self.missing_eos_penalty)
+        return experience.with_completions({"shaped": scores})
+
+    def estimate(self, experience: Experience) -> Experience:
+        """The same with ``returns`` and ``advantages`` of each token."""
+        segments = Segments.of(experience.lengths)
+        values, shaped = experience.tokens["values"].double(), experience.completions["shaped"].double()
+        rewards = token_rewards(shaped, self.token_kl(experience), segments, self.kl_coef_of_rewards)
+        after = None
+        if self.bootstrap_truncated:
+            after = experience.completions["value_after"].double() * experience.completions["truncated"]
+        estimate = partial(generalized_advantages, rewards, values, segments, gamma=self.gamma, last_values=after)
+        advantages, returns = estimate(lam=self.gae_lambda)
+        plain_sums = estimate(lam=1.0)[1]
+        trained = segments.spread(self.trained(experience))
+        self.sampling_figures |= estimate_figures(
+            values[trained], returns[trained], advantages[trained], plain_sums[trained]
+        )
+        self.sampling_figures |= self.objective_figures(experience)
+        if self.whiten_advantages:
+            advantages = whitened(advantages, Moments.of(advantages[trained]))
+        dtype = experience.tokens["values"].dtype
+        return experience.with_tokens(advantages=advantages.to(dtype), returns=returns.to(dtype))
+
+    def token_kl(self, experience: Experience) -> Tensor:
+        """[N], the KL of each token by ``kl_estimator``; 0 without a reference."""
+        logprobs = experience.tokens["logprobs"].double()
+        if not self.compares:
+            return torch.zeros_like(logprobs)
+        return KL_ESTIMATORS[self.kl_estimator](experience.tokens["ref_logprobs"].double() - logprobs)
+
+    @property
+    def kl_coef_of_rewards(self) -> float:
+        """Of the penalty on each token's reward."""
+        return self.kl_coef if self.objective.kl_in_reward else 0.0
+
+    def objective_figures(self, experience: Experience) -> dict[str, float]:
+        """Means over the completions that are learned from: what is maximised, with the KL penalty and without."""
+        trained = self.trained(experience)
+        if not trained.any():
+            return {}
+        shaped = experience.completions["shaped"][trained].double().mean()
+        figures = {"objective_without_kl": float(shaped)}
+        if self.compares:
+            kl = Segments.of(experience.lengths).sums(self.token_kl(experience))[trained].mean()
+            figures["objective_with_kl"] = float(shaped - self.kl_coef * kl)
+            figures["kl_reward"] = -self.kl_coef_of_rewards * float(kl)
+        return figures
+
+    def idle(self, experience: Experience) -> Tensor:
+        """None: the critic has something to learn from every completion."""
+        return torch.zeros(len(experience), dtype=torch.bool)
+
+    # Optimizer steps
+
+    @property
+    def warms_up(self) -> bool:
+        """Only the critic learns."""
+        return self.trainer.global_step < self.critic_warmup_steps
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """What is trained of the policy."""
+        others = {id(p) for p in self.critic.learned()}
+        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in others]
+
+    def separate_parts(self) -> dict[str, list[nn.Parameter]]:
+        """Policy and critic: a large error of the one does not shorten the step of the other."""
+        return {"grad_norm": self.policy_parameters(), "critic_grad_norm": self.critic.learned()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of the policy, then those of the critic with their own rate."""
+        policy = decay_groups(self.policy_parameters(), self.weight_decay)
+        critic = decay_groups(self.critic.learned(), self.weight_decay)
+        return [*policy, *({**group, "lr": self.critic_learning_rate} for group in critic)]
+
+    def build_batches(self, *, packed: bool) -> RolloutBatches:
+        """As in the parent; the critic reads what the policy reads."""
+        self.critic.prepare(packed=packed)
+        return super().build_batches(packed=packed)
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook."""
+        self.halted, self._steps_learned, self._score_moments = False, 0, Moments()
+        self._old_kl.clear()
+        super().setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        """Lightning's hook, after a run that ended well."""
+        super().teardown(stage)
+        self.critic.restore()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning's hook: an update that leads too far is not made, and in the warm-up the policy does not move."""
+        too_far = self._leads_too_far()
+        self._steps_learned += self._learns and not too_far
+        super().on_before_optimizer_step(optimizer)
+        self._old_kl.clear()
+        if too_far:
+            self.halted = True
+            self.zero_grad()
+        elif self.warms_up:
+            for parameter in self.policy_parameters():
+                parameter.grad = None
+
+    def step_figures(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As in the parent, with those of the critic."""
+        own = {
+            "epochs_done": self._steps_learned / self.steps_per_generation,
+            "critic_learning_rate": self.trainer.optimizers[0].param_groups[-1]["lr"],
+        }
+        return super().step_figures(means) | {name: torch.tensor(value) for name, value in own.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: with how far the iteration has come, and the moments of the scores so far."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ppo"] = {
+            "halted": self.halted,
+            "steps_learned": self._steps_learned,
+            "score_moments": astuple(self._score_moments),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook.
+
+        Raises:
+            UserError: the checkpoint is of another model or kind of run.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if "ppo" not in checkpoint:
+            raise UserError("the checkpoint is of a run without a critic; --resume continues a run of the same trainer")
+        saved = checkpoint["ppo"]
+        self.halted, self._steps_learned = saved["halted"], saved["steps_learned"]
+        self._score_moments = Moments(*saved["score_moments"])
+
+    def _leads_too_far(self) -> bool:
+        if self.target_kl is None or not self._old_kl:
+            return False
+        own = float(torch.stack(self._old_kl).mean())
+        kl = over_ranks(self.trainer, own, "sum") / self.trainer.world_size
+        return update_went_too_far(kl, self.target_kl)
+
+    def _frozen_states(self, batch: Minibatch) -> Tensor | None:
+        """The policy's states without gradient, where the critic reads them."""
+        if not self.critic.shares_states:
+            return None
+        with torch.no_grad():
+            return causal_lm.hidden_states(self.model, batch.batch)
+
+
+def untouched(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """0, with a gradient of 0 in each: DDP waits for every parameter at every step."""
+    return torch.stack([0 * p.flatten()[0] for p in parameters]).sum()
+
+
+USUAL = ("learning_rate", "num_generations", "num_iterations")
+"""Keywords of ``OnPolicyTrainer`` that have another default here."""
