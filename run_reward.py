@@ -67,7 +67,7 @@ def main(
         from callbacks.defaults import script_callbacks
         from relax import report
         from relax.launch import choices, loading, rewarded
-        from relax.launch.job import carry_out
+        from relax.launch.job import carry_out, judged
         from relax.plugins import build_callbacks
         from trainers import RewardTrainer
 
@@ -110,8 +110,9 @@ def main(
         **settings,
     )
     report.say(report.describe_model(judge, source.model or "of the task"))
-    advice = [] if folder is None else report.next_reward_flags(folder, flags)
-    carry_out(trainer, "python run_reward.py", logger=job.logger, measure=None, advice=advice)
+    advice = [] if folder is None else report.next_reward_commands(folder, flags)
+    measure = judged(trainer, None if trainer.val_data is None else len(trainer.val_data))
+    carry_out(trainer, "python run_reward.py", logger=job.logger, measure=measure, advice=advice)
 
 
 def cli(argv: Sequence[str] | None = None) -> None:

@@ -95,7 +95,8 @@ class Critic(nn.Module):
 
     def forward(self, batch: Rollout) -> Tensor:
         """The value before each token of the completions, [B, T]."""
-        return self.head(predicting(self.body, batch)).squeeze(-1)
+        values: Tensor = self.head(predicting(self.body, batch))
+        return values.squeeze(-1)
 
 
 class PPO:
@@ -114,11 +115,11 @@ class PPO:
         self.policy, self.reward, self.settings = policy.train(), reward, settings
         self.reference = copy.deepcopy(policy).eval().requires_grad_(False)
         self.critic = Critic(policy.model)
-        self.groups = [
+        groups = [
             {"params": list(policy.parameters()), "lr": settings.learning_rate},
             {"params": list(self.critic.parameters()), "lr": settings.critic_learning_rate},
         ]
-        self.optimizer = torch.optim.AdamW(self.groups, betas=settings.betas, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=0.0, fused=True)
         self.sampling = GenerationConfig(
             do_sample=True,
             top_k=0,
@@ -156,12 +157,12 @@ class PPO:
     def update(self, experience: Experience) -> None:
         """All epochs on an experience."""
         for _ in range(self.settings.num_iterations):
-            for step in torch.randperm(len(experience.ids)).split(self.settings.batch_size):
+            for step in torch.split(torch.randperm(len(experience.ids)), self.settings.batch_size):
                 tokens = experience.kept[step].sum()
-                for part in step.split(self.settings.micro_batch_size):
+                for part in torch.split(step, self.settings.micro_batch_size):
                     self.backward(experience.rows(part), tokens)
-                for group in self.groups:
-                    nn.utils.clip_grad_norm_(group["params"], self.settings.gradient_clip_val)
+                for model in (self.policy, self.critic):
+                    nn.utils.clip_grad_norm_(model.parameters(), self.settings.gradient_clip_val)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
 
@@ -171,11 +172,11 @@ class PPO:
         ratio = torch.exp(self.logprobs(self.policy, batch) - batch.logprobs)
         bounded = ratio.clamp(1 - settings.clip, 1 + settings.clip)
         loss = -torch.minimum(ratio * batch.advantages, bounded * batch.advantages)
-        (loss[kept].sum() / tokens).backward()
+        torch.autograd.backward(loss[kept].sum() / tokens)
         values = self.critic(batch)
         bounded = torch.clamp(values, batch.values - settings.value_clip, batch.values + settings.value_clip)
         loss = torch.maximum((values - batch.returns).square(), (bounded - batch.returns).square()) / 2
-        (settings.value_coef * loss[kept].sum() / tokens).backward()
+        torch.autograd.backward(settings.value_coef * loss[kept].sum() / tokens)
 
     def logprobs(self, model: LlamaForCausalLM, batch: Rollout) -> Tensor:
         """Of the completions' tokens, [B, T]."""
@@ -187,7 +188,8 @@ class PPO:
 def predicting(body: LlamaModel, batch: Rollout) -> Tensor:
     """The states that predict the completions' tokens, [B, T, hidden size]."""
     read = body(batch.ids, attention_mask=batch.mask.long(), position_ids=positions(batch.mask), use_cache=False)
-    return read.last_hidden_state[:, -batch.kept.shape[1] - 1 : -1]
+    states: Tensor = read.last_hidden_state
+    return states[:, -batch.kept.shape[1] - 1 : -1]
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The contenders of ``benchmarks/ppo.py``: the same updates by ReLax, by a loop written by hand, and by TRL 1.12.
 
 All have AdamW, whitened advantages, the KL penalty (k1) in the rewards, and a policy, a critic, a reference and a
-reward model of equal size, in fp32 and without checkpointing. TRL's PPO does not clip gradients, the others do, at 1.
-TRL 1.12, the last with PPO, lives in an environment of its own; see ``ppo.py``.
+reward model of equal size, in fp32 and without checkpointing; TRL's own bf16 and checkpointing do nothing in its PPO.
+TRL does not clip gradients here, the others do, at 1. ReLax and TRL log each update. TRL 1.12, the last with PPO, lives
+in an environment of its own; see ``ppo.py``.
 """
 
 import sys
@@ -12,14 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ppo_job import COMPLETIONS, ENDLESS, EPOCHS, LEARNING_RATE, SEED, Clock, PPOCase
 from side_by_side import Turns
 
+Critic = Literal["separate", "shared"]
 
-def train_relax(case: PPOCase, clock: Clock, critic: str = "separate") -> None:
+
+def train_relax(case: PPOCase, clock: Clock, critic: Critic = "separate") -> None:
     import lightning as L
 
     from relax.experience import Experience
@@ -62,7 +65,7 @@ def train_relax(case: PPOCase, clock: Clock, critic: str = "separate") -> None:
             stop_token_ids=case.stop_ids,
             seed=SEED,
             max_steps=ENDLESS,
-            log_every_n_steps=10,
+            log_every_n_steps=EPOCHS,
             accelerator="cpu",
             enable_progress_bar=False,
             callbacks=[Progress()],

@@ -81,11 +81,12 @@ class Clock:
     """Says where the seconds of an update went, and lets only as many pass at a time as the parent process asks for."""
 
     def __init__(self, turns: Turns) -> None:
-        self.turns, self.lengths = turns, [0]
+        self.turns, self.lengths, self.memory = turns, [0], PeakMemory()
+        self.spent = dict.fromkeys(PHASES, 0.0)
+        self.current, self.wall, self.cpu, self.since = PHASES[0], 0.0, 0.0, 0.0
 
     def begin(self) -> None:
         """Wait for the first turn; call it right before training."""
-        self.memory = PeakMemory()
         self.memory.start()
         self._wait()
 
@@ -101,7 +102,7 @@ class Clock:
 
     def update_done(self) -> None:
         """All optimizer steps on a rollout are complete."""
-        self.phase("rollout")
+        self.phase(PHASES[0])
         seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         memory = {"peak_mb": peak_mb(), "extra_mb": self.memory.extra_mb()}
         lengths = {"tokens": sum(self.lengths), "longest": max(self.lengths)}
@@ -110,6 +111,6 @@ class Clock:
 
     def _wait(self) -> None:
         self.turns.wait()
-        self.spent, self.current = dict.fromkeys(PHASES, 0.0), "rollout"
+        self.spent, self.current = dict.fromkeys(PHASES, 0.0), PHASES[0]
         self.wall, self.cpu = time.perf_counter(), time.process_time()
         self.since = self.cpu

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from grpo_learning import TASK, Curve, Recorder, accuracy_at, policy, reward_at, spread
@@ -42,12 +42,14 @@ SETTINGS: dict[str, Any] = {
     "kl_coef": 0.01,
 }
 """The rest are defaults of both: clip and value clip 0.2, value loss times 0.1, gamma 1, lambda 0.95."""
-SHOWN_UPDATES = (10, 20, 30, 40, 60, 80, 100)
+SHOWN_UPDATES = (10, 20, 30, 40, 50, 60, 80, 100)
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by the colour-blind, too
 SMOOTHED = 5
 
+Critic = Literal["separate", "shared"]
 
-def learn_relax(seed: int, updates: int, critic: str = "separate") -> Curve:
+
+def learn_relax(seed: int, updates: int, critic: Critic = "separate") -> Curve:
     import lightning as L
 
     from trainers import RLTrainer
@@ -80,6 +82,7 @@ def learn_relax(seed: int, updates: int, critic: str = "separate") -> Curve:
         schedule="constant",
         seed=seed,
         max_steps=updates * steps,
+        log_every_n_steps=steps,
         accelerator="cpu",
         enable_progress_bar=False,
         callbacks=[Progress()],
@@ -137,7 +140,7 @@ LEARNERS: dict[str, Callable[[int, int], Curve]] = {
 def main() -> None:
     parser = benchmark_arguments(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=80)
+    parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--only", nargs="+", default=[*LEARNERS], choices=LEARNERS, help="these learners")
     parser.add_argument("--out", type=Path, help="draw a picture into this file")
     options = parser.parse_args()

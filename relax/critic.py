@@ -8,6 +8,7 @@ Legend: K targets of a micro-batch, D hidden size.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from relax import causal_lm
 from relax.adapters import CRITIC, adapter_weights, add_adapter, using_adapter
 from relax.data.batching.batches import Batch
 from relax.errors import UserError
+from relax.lora import enable_gradient_checkpointing
 from relax.sequence_classifier import score_head
 
 
@@ -29,7 +31,10 @@ class Critic(nn.Module, ABC):
 
     Attributes:
         head: D -> 1, in full precision; 0 at first, so that training starts from the plain returns.
+        kind: one of ``CRITICS``.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, policy: nn.Module, size: int) -> None:
         super().__init__()
@@ -55,6 +60,13 @@ class Critic(nn.Module, ABC):
     def learned(self) -> list[nn.Parameter]:
         """What is trained of it and is not the policy's."""
         return [p for p in self.parameters() if p.requires_grad]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the activations of what is no part of the policy, as of the policy's.
+
+        Raises:
+            UserError: the architecture does not support it.
+        """
 
     def prepare(self, *, packed: bool) -> None:
         """Before a run: read micro-batches that are laid out for the policy.
@@ -89,9 +101,15 @@ class SeparateCritic(Critic):
         body: a transformers model without a head.
     """
 
+    kind = "separate"
+
     def __init__(self, policy: nn.Module, body: nn.Module) -> None:
         super().__init__(policy, hidden_size(body))
         self.body = body.requires_grad_(True)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """As in the parent."""
+        enable_gradient_checkpointing(self.body)
 
     def prepare(self, *, packed: bool) -> None:
         """As in the parent."""
@@ -118,6 +136,8 @@ class AdapterCritic(Critic):
         policy: a PEFT model, which gets the adapter.
     """
 
+    kind = "adapter"
+
     def __init__(self, policy: nn.Module) -> None:
         super().__init__(policy, hidden_size(policy))
         add_adapter(policy, CRITIC)
@@ -139,6 +159,8 @@ class SharedCritic(Critic):
     Args:
         policy: the model that writes.
     """
+
+    kind = "shared"
 
     def __init__(self, policy: nn.Module) -> None:
         super().__init__(policy, hidden_size(policy))
@@ -205,7 +227,7 @@ def _value_head(classifier: nn.Module) -> nn.Linear:
     head = score_head(classifier)
     if not isinstance(head, nn.Linear):
         raise UserError(f"--critic_model must give its score by one linear layer, got {type(head).__name__}")
-    return head.requires_grad_(True)
+    return head.to(torch.promote_types(head.weight.dtype, torch.float32)).requires_grad_(True)
 
 
 _KINDS: dict[str, Callable[[nn.Module, nn.Module | None], Critic]] = {
@@ -225,4 +247,5 @@ def _copied_body(policy: nn.Module) -> nn.Module:
         return copy.deepcopy(causal_lm.body(causal_lm.base_model(policy)))
     if not all(p.is_floating_point() for p in policy.parameters()):
         raise UserError("--critic=separate cannot be copied from a quantized model; use --critic=adapter")
-    return causal_lm.body(merged_model(policy))
+    # Weights that the adapter leaves alone are still the policy's own.
+    return copy.deepcopy(causal_lm.body(merged_model(policy)))

@@ -118,14 +118,18 @@ def next_sft_flags(folder: Path, flags: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def next_reward_flags(folder: Path, flags: Mapping[str, Any]) -> list[str]:
-    """The same after a reward model was trained."""
+def next_reward_commands(folder: Path, flags: Mapping[str, Any]) -> list[str]:
+    """The same after a reward model was trained: first of all to learn from it."""
+    exported = run_folder.export_folder(folder)
+    policy = "" if flags["model"] is None else f"--model={flags['model']} --dataset=PROMPTS.jsonl "
+    adapted = "--lora_r=16 " if flags["lora_r"] or flags["adapter"] else ""
     return [
-        f"--model={run_folder.export_folder(folder)} --dataset=MORE.jsonl",
+        f"python run_rl.py {policy}{adapted}--reward_model={exported}",
         "--model=Qwen/Qwen2.5-0.5B-Instruct --dataset=YOURS.jsonl --val_split=0.05 --lora_r=16 --learning_rate=1e-4",
     ]
 
 
 def try_next(script: str, *flags: str) -> list[str]:
-    """Commands to try, and where all flags are told."""
-    return ["Try next:", *(f"  {script} {words}" for words in (*flags, "--help"))]
+    """Commands to try, and where all flags are told; among the flags of ``script`` whole commands may stand."""
+    commands = [words if words.startswith("python ") else f"{script} {words}" for words in (*flags, "--help")]
+    return ["Try next:", *(f"  {command}" for command in commands)]

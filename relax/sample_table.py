@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.table import Table
@@ -58,6 +59,7 @@ def printed(rows: Sequence[SampleRow], title: str) -> Table:
     numbers = [name for name in rows[0] if name not in ("step", "prompt", "completion", "truncated")]
     if sum(name.startswith("reward/") for name in numbers) == 1:  # it says what the score says
         numbers = [name for name in numbers if not name.startswith("reward/")]
+    numbers = [name for name in numbers if not all(map(partial(_says_nothing, name), rows))]
     for name in numbers:
         table.add_column(name.removeprefix("reward/"), justify="right")
     for row in rows:
@@ -66,6 +68,11 @@ def printed(rows: Sequence[SampleRow], title: str) -> Table:
         figures[numbers.index("tokens")] += " cut off" if row["truncated"] else ""
         table.add_row(*map(Text, [*texts, *figures]))
     return table
+
+
+def _says_nothing(name: str, row: SampleRow) -> bool:
+    """No function failed; the score was not shaped."""
+    return (name == "failures" and not row[name]) or (name == "shaped" and row[name] == row["score"])
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:

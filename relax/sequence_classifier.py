@@ -41,7 +41,7 @@ def load_classifier(
 
     Args:
         name_or_path: An existing folder, or a hub name such as ``org/name``.
-        dtype: As for ``relax.models.load_model``; so are the following four.
+        dtype: As for ``relax.models.load_model``, and so are the following four; the head is never less than float32.
         attn_implementation: The same.
         revision: The same.
         trust_remote_code: The same.
@@ -71,6 +71,8 @@ def load_classifier(
     if any(key.startswith(f"{name}.") for key in report["missing_keys"]):
         say(f"{name_or_path} is a language model: a fresh {name} head is put on it")
         _draw(head, seed)
+    if next(head.parameters()).dtype in (torch.bfloat16, torch.float16):
+        _keep_exact(head)
     return model
 
 
@@ -119,7 +121,8 @@ def check_score(model: nn.Module) -> None:
     inner, head = causal_lm.base_model(model), score_head(model)
     pad = inner.config.get_text_config().pad_token_id
     rows = inner.get_input_embeddings().num_embeddings
-    ids = torch.tensor([[i * 7 % rows for i in range(1, 6) if i * 7 % rows != pad][:4]], device=inner.device)
+    different = [token for token in range(rows) if token != pad][:4]  # of equal ones, each would look the same
+    ids = torch.tensor([different], device=inner.device)
     body = causal_lm.body(inner)
     with evaluating(model), torch.no_grad():
         theirs = inner(input_ids=ids).logits
@@ -173,6 +176,10 @@ def _check_kind(config: "PreTrainedConfig", name: str) -> None:
 
 
 def _named_head(inner: "PreTrainedModel") -> tuple[str, nn.Module]:
+    if inner.get_output_embeddings() is not None:
+        raise UserError(
+            f"{type(inner).__name__} is a language model, which has no score; make it one by load_classifier"
+        )
     body = causal_lm.body(inner)
     heads = [(name, child) for name, child in inner.named_children() if child is not body]
     if len(heads) != 1:
@@ -192,3 +199,13 @@ def _draw(head: nn.Module, seed: int) -> None:
     drawn = torch.randn(head.weight.shape, generator=generator) / math.sqrt(head.in_features + 1)
     with torch.no_grad():
         head.weight.copy_(drawn)
+
+
+def _keep_exact(head: nn.Module) -> None:
+    """In float32 on states of half precision: it is trained beside an adapter, too, and would lose small updates."""
+    head.float()
+    head.register_forward_pre_hook(_as_its_weights)
+
+
+def _as_its_weights(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(next(head.parameters()).dtype),)

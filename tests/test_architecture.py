@@ -5,16 +5,16 @@ import dataclasses
 import inspect
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("run_sft", "run_grpo")
+SCRIPTS = ("run_sft", "run_grpo", "run_rl", "run_reward")
 ABSTRACT = {"trainer", "on_policy"}
 ALLOWED = {
-    "run_sft": {"trainers", "callbacks", "relax"},
-    "run_grpo": {"trainers", "callbacks", "relax"},
+    **{script: {"trainers", "callbacks", "relax"} for script in SCRIPTS},
     "trainers": {"relax"},
     "callbacks": {"relax"},
     "relax": set(),
@@ -104,18 +104,19 @@ def parameters(*functions: object) -> set[str]:
 def test_help_offers_every_flag_of_the_trainers_and_of_lightning(script: str) -> None:
     import lightning as L
 
-    import run_grpo
-    import run_sft
-    from relax.launch.flags import BUILT_BY_SCRIPTS, NOT_FLAGS
-    from trainers import GRPOTrainer, OnPolicyTrainer, SFTTrainer, Trainer
+    from relax.launch.flags import BUILT_BY_SCRIPTS, NOT_FLAGS, NOT_FOR_POLICIES
+    from trainers import GRPOTrainer, OnPolicyTrainer, RewardTrainer, RLTrainer, SFTTrainer, Trainer
 
     done = subprocess.run(
         [sys.executable, f"{script}.py", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    main, not_offered, trainers = {
-        "run_sft": (run_sft.main, BUILT_BY_SCRIPTS, (Trainer, SFTTrainer)),
-        "run_grpo": (run_grpo.main, run_grpo.NO_FLAGS, (Trainer, OnPolicyTrainer, GRPOTrainer)),
+    not_offered, trainers = {
+        "run_sft": (BUILT_BY_SCRIPTS, (Trainer, SFTTrainer)),
+        "run_reward": (BUILT_BY_SCRIPTS, (Trainer, RewardTrainer)),
+        "run_grpo": (NOT_FOR_POLICIES, (Trainer, OnPolicyTrainer, GRPOTrainer)),
+        "run_rl": (NOT_FOR_POLICIES, (Trainer, OnPolicyTrainer, RLTrainer)),
     }[script]
+    main = import_module(script).main
     hidden = {*not_offered, *NOT_FLAGS} - parameters(main) - {"config"}
     offered = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
     assert parameters(main, *trainers, L.Trainer) - hidden <= offered
@@ -124,8 +125,20 @@ def test_help_offers_every_flag_of_the_trainers_and_of_lightning(script: str) ->
     assert "Lightning:" in done.stdout
 
 
-def test_run_grpo_offers_no_flag_that_its_trainer_refuses() -> None:
-    import run_grpo
+def test_no_flag_is_offered_that_on_policy_trainers_refuse() -> None:
+    from relax.launch.flags import NOT_FOR_POLICIES
     from trainers.on_policy_settings import NOT_ON_POLICY
 
-    assert NOT_ON_POLICY.keys() <= set(run_grpo.NO_FLAGS)
+    assert NOT_ON_POLICY.keys() <= set(NOT_FOR_POLICIES)
+
+
+def test_every_name_of_another_system_leads_to_a_flag_that_there_is() -> None:
+    from relax.other_names import OTHER_NAMES
+
+    listed = set()
+    for script in SCRIPTS:
+        command = [sys.executable, f"{script}.py", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        listed |= {line.split()[0].removeprefix("--") for line in done.stdout.splitlines() if line.startswith("  --")}
+    assert OTHER_NAMES.keys() <= listed
+    assert not {name for theirs in OTHER_NAMES.values() for name in theirs} & listed

@@ -22,11 +22,11 @@ from byte_tokenizers import CHATML, byte_tokenizer  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("trainers", "callbacks", "relax", "tests", "benchmarks", "docs", "examples", ".ci")
-KINDS = ("sft", "grpo")
+KINDS = ("sft", "grpo", "rl", "reward")
 PLACEHOLDERS = {"name", "noname"}  # "flags are written `--name=value`"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"(?:run_(sft|grpo)\.py|relax-(sft|grpo))\b([^\n&|;#]*)")
+_COMMAND = re.compile(r"(?:run_(sft|grpo|rl|reward)\.py|relax-(sft|grpo|rl|reward))\b([^\n&|;#]*)")
 _FLAG = re.compile(r"(?:^|(?<=\s))--([a-z]\w*)")
 _DOTTED = re.compile(r"(?:relax|callbacks|trainers)(?:\.\w+)+")
 
@@ -54,7 +54,7 @@ def flags(page: Path, *kinds: str) -> set[str]:
         if (kind or script) in kinds
         for name in _FLAG.findall(arguments)
     ]
-    if len(kinds) > 1:  # a flag alone may be of either
+    if len(kinds) > 1:  # a flag alone may be of any
         found += [name for words in inline(page) if words.startswith("--") for name in _FLAG.findall(words)]
     return set(found) - PLACEHOLDERS
 

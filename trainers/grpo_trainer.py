@@ -27,7 +27,8 @@ from relax.policy_gradient import (
 )
 from relax.rewards import Rewards
 from relax.rewards.specs import Entry
-from trainers.grpo_settings import METHOD, FlatIterations, build_method, check_method, warn_without_effect
+from trainers.flat_iterations import FlatIterations
+from trainers.grpo_settings import METHOD, build_method, check_method, warn_without_effect
 from trainers.iteration import generate, recall, score
 from trainers.model_checks import computes_in_half_precision
 from trainers.on_policy import OnPolicyTrainer
@@ -131,7 +132,7 @@ class GRPOTrainer(OnPolicyTrainer):
         groups = score(self, groups, asked)
         if self.dynamic_sampling:
             groups = self.with_variance(groups, prompts)
-        self._flat_iterations.watch(groups, self.trained(groups))
+        self._flat_iterations.watch(groups, self.trained(groups), groups.groups)
         groups = recall(self, groups)
         advantages = group_advantages(self.advantage, self.penalized(groups), groups.groups)
         return self.select_tokens(groups.with_completions({"advantage": advantages}))

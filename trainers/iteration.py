@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from relax.adapters import without_adapter
-from relax.critic import Critic
 from relax.experience import Experience
 from relax.experience.recompute import token_statistics, token_values
 from relax.ranks import gathered, share
@@ -19,6 +18,7 @@ from trainers.prompting import Asked, samples_of
 
 if TYPE_CHECKING:
     from trainers.on_policy import OnPolicyTrainer
+    from trainers.rl_trainer import RLTrainer
 
 
 def generate(trainer: "OnPolicyTrainer", asked: Asked) -> Experience:
@@ -69,19 +69,24 @@ def recall(trainer: "OnPolicyTrainer", experience: Experience) -> Experience:
     return experience
 
 
-def appraise(trainer: "OnPolicyTrainer", critic: Critic, experience: Experience) -> Experience:
-    """The same with ``values``: V before each token is chosen; and ``value_after``: V behind each completion."""
+def appraise(trainer: "RLTrainer", experience: Experience) -> Experience:
+    """The same with ``values`` of tokens: V before each is chosen; and of completions ``value``: before the first one.
+
+    Where those cut off are to be thought on, also with ``value_after``: behind the last one.
+    """
     with trainer.step_watch.timed("appraisal"):
         own = token_values(
-            critic,
+            trainer.critic,
             experience,
             _own_completions(trainer, experience),
             builder=trainer.builder,
             device=trainer.device,
         )
-        before, after = zip(*gathered(trainer.trainer, own), strict=True)
-    behind = torch.cat(after)[experience.ends - 1]
-    return experience.with_tokens(values=torch.cat(before)).with_completions({"value_after": behind})
+        before, after = (torch.cat(parts) for parts in zip(*gathered(trainer.trainer, own), strict=True))
+    ends = {"value": before[experience.ends - experience.lengths]}
+    if trainer.bootstrap_truncated:
+        ends["value_after"] = after[experience.ends - 1]
+    return experience.with_tokens(values=before).with_completions(ends)
 
 
 def _written(trainer: "OnPolicyTrainer", asked: Asked, numbers: list[int]) -> Experience:

@@ -69,6 +69,22 @@ def warn_without_effect(own: Mapping[str, Any], others: Mapping[str, Any]) -> No
         idle += [(name, "--kl_coef=0") for name in ("kl_estimator", "kl_in_loss")]
     if others.get("mask_truncated"):
         idle += [(name, "--mask_truncated") for name in ("missing_eos_penalty", "bootstrap_truncated")]
+    if others["num_iterations"] == others.get("steps_per_generation", 1) == 1:  # which the policy that sampled makes
+        idle += [("target_kl", "a single optimizer step an iteration (--num_iterations, --steps_per_generation)")]
     for name, cause in idle:
         if own[name]:
             warnings.warn(f"--{name}={own[name]} has no effect with {cause}", stacklevel=3)
+
+
+def warn_of_an_endless_warm_up(warm_up: int, steps: float) -> None:
+    """When the run begins: it ends before the policy learns anything.
+
+    Args:
+        warm_up: optimizer steps in which only the critic learns.
+        steps: of the run.
+    """
+    if warm_up >= steps:
+        warnings.warn(
+            f"the policy learns nothing: --critic_warmup_steps={warm_up}, and the run ends at step {steps}",
+            stacklevel=3,
+        )

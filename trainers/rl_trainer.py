@@ -37,11 +37,19 @@ from relax.ranks import over_ranks
 from relax.rewards import Rewards
 from relax.rewards.specs import Entry
 from trainers.critic_figures import estimate_figures
+from trainers.flat_iterations import FlatIterations
 from trainers.iteration import appraise, generate, recall, score
 from trainers.on_policy import OnPolicyTrainer
 from trainers.policy_step import of_computed, policy_step
 from trainers.prompting import PromptSource
-from trainers.rl_settings import CRITIC, ESTIMATE, OBJECTIVE, check_ppo, warn_without_effect
+from trainers.rl_settings import (
+    CRITIC,
+    ESTIMATE,
+    OBJECTIVE,
+    check_ppo,
+    warn_of_an_endless_warm_up,
+    warn_without_effect,
+)
 from trainers.rollout_batches import RolloutBatches
 from trainers.settings import defaults_of
 
@@ -90,7 +98,10 @@ class RLTrainer(OnPolicyTrainer):
         UserError: rows that cannot be used, or a setting that cannot work.
     """
 
-    bound = (*OnPolicyTrainer.bound, *CRITIC, *(n for n in OBJECTIVE if n != "kl_coef"), *ESTIMATE, "target_kl")
+    bound = (
+        *(*OnPolicyTrainer.bound, *ESTIMATE, "target_kl", "critic_warmup_steps", "value_clip", "value_coef"),
+        *(name for name in OBJECTIVE if name != "kl_coef"),
+    )
 
     def __init__(
         self,
@@ -132,7 +143,7 @@ class RLTrainer(OnPolicyTrainer):
         usual = {name: given[name] for name in USUAL}
         self.check(**own, **usual, **settings)
         objective = check_ppo(own)
-        warn_without_effect(own, settings)
+        warn_without_effect(own, settings | usual)
         built = build_critic(critic, model, critic_model)
         super().__init__(
             model,
@@ -146,12 +157,14 @@ class RLTrainer(OnPolicyTrainer):
             **settings,
         )
         self.critic, self.objective = built, objective
+        if settings.get("gradient_checkpointing"):  # the parent does so for the policy
+            built.enable_gradient_checkpointing()
         self.critic_learning_rate = critic_learning_rate or learning_rate
         self.critic_warmup_steps, self.value_clip, self.value_coef = critic_warmup_steps, value_clip, value_coef
         self.gamma, self.gae_lambda, self.bootstrap_truncated = gamma, gae_lambda, bootstrap_truncated
         self.whiten_advantages, self.missing_eos_penalty = whiten_advantages, missing_eos_penalty
         self.reward_clip, self.normalize_rewards, self.target_kl = reward_clip, normalize_rewards, target_kl
-        self._score_moments = Moments()
+        self._score_moments, self._flat_iterations = Moments(), FlatIterations()
         self._steps_learned = 0  # of the iteration
         self._old_kl: list[Tensor] = []  # of the optimizer step's micro-batches
 
@@ -170,8 +183,11 @@ class RLTrainer(OnPolicyTrainer):
         asked = prompts.take(prompts.wanted)
         experience = generate(self, asked)
         experience = score(self, experience, asked)
+        if self.missing_eos_penalty is None:  # else there is an end to be learned
+            everything = torch.zeros(len(experience), dtype=torch.int64)  # the critic compares all with all
+            self._flat_iterations.watch(experience, self.trained(experience), everything)
         experience = recall(self, experience)
-        experience = appraise(self, self.critic, experience)
+        experience = appraise(self, experience)
         self._steps_learned, self.halted = 0, False
         return self.estimate(self.shape(experience))
 
@@ -269,16 +285,31 @@ class RLTrainer(OnPolicyTrainer):
             figures["kl_reward"] = -self.kl_coef_of_rewards * float(kl)
         return figures
 
+    @property
+    def beside_checkpoint(self) -> dict[str, Any]:
+        """As in the parent; the critic's rate, however it was given."""
+        return super().beside_checkpoint | {"critic_learning_rate": self.critic_learning_rate}
+
     def idle(self, experience: Experience) -> Tensor:
         """None: the critic has something to learn from every completion."""
         return torch.zeros(len(experience), dtype=torch.bool)
+
+    @torch.no_grad()
+    def row_losses(self, batch: Any) -> dict[int, float]:
+        """As in the parent, and the summed value loss: no number where policy or critic gives none."""
+        losses = super().row_losses(batch)
+        if not losses:
+            return losses
+        errors = (self.critic(batch.batch) - batch.tokens["returns"]).square()
+        own = dict(zip(batch.rows, batch.segments.sums(errors).tolist(), strict=True))
+        return {row: loss + self.value_coef * own[row] for row, loss in losses.items()}
 
     # Optimizer steps
 
     @property
     def warms_up(self) -> bool:
-        """Only the critic learns."""
-        return self.trainer.global_step < self.critic_warmup_steps
+        """Only the critic learns; not in a dry run, which shall see what takes most memory."""
+        return self.trainer.global_step < self.critic_warmup_steps and not self._rehearses
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """What is trained of the policy."""
@@ -290,7 +321,13 @@ class RLTrainer(OnPolicyTrainer):
         return {"grad_norm": self.policy_parameters(), "critic_grad_norm": self.critic.learned()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Those of the policy, then those of the critic with their own rate."""
+        """Those of the policy, then those of the critic with their own rate.
+
+        Raises:
+            UserError: nothing of the policy is trainable.
+        """
+        if not self.policy_parameters():
+            raise UserError("nothing to train: no parameter of the policy has requires_grad; unfreeze some")
         policy = decay_groups(self.policy_parameters(), self.weight_decay)
         critic = decay_groups(self.critic.learned(), self.weight_decay)
         return [*policy, *({**group, "lr": self.critic_learning_rate} for group in critic)]
@@ -310,6 +347,16 @@ class RLTrainer(OnPolicyTrainer):
         """Lightning's hook, after a run that ended well."""
         super().teardown(stage)
         self.critic.restore()
+
+    def on_train_start(self) -> None:
+        """Lightning's hook."""
+        super().on_train_start()
+        if not self._rehearses:
+            warn_of_an_endless_warm_up(self.critic_warmup_steps, self.trainer.estimated_stepping_batches)
+
+    def on_train_end(self) -> None:
+        """Lightning's hook."""
+        self._flat_iterations.finish()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Lightning's hook: an update that leads too far is not made, and in the warm-up the policy does not move."""
@@ -336,6 +383,7 @@ class RLTrainer(OnPolicyTrainer):
         """Lightning's hook: with how far the iteration has come, and the moments of the scores so far."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["ppo"] = {
+            "critic": self.critic.kind,
             "halted": self.halted,
             "steps_learned": self._steps_learned,
             "score_moments": astuple(self._score_moments),
@@ -347,10 +395,15 @@ class RLTrainer(OnPolicyTrainer):
         Raises:
             UserError: the checkpoint is of another model or kind of run.
         """
-        super().on_load_checkpoint(checkpoint)
-        if "ppo" not in checkpoint:
+        saved = checkpoint.get("ppo")
+        if saved is None:
             raise UserError("the checkpoint is of a run without a critic; --resume continues a run of the same trainer")
-        saved = checkpoint["ppo"]
+        if saved["critic"] != self.critic.kind:
+            raise UserError(
+                f"a run can only be resumed with the same critic: the checkpoint has {saved['critic']}, this run "
+                f"{self.critic.kind}; give --critic={saved['critic']}"
+            )
+        super().on_load_checkpoint(checkpoint)
         self.halted, self._steps_learned = saved["halted"], saved["steps_learned"]
         self._score_moments = Moments(*saved["score_moments"])
 

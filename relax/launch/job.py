@@ -51,3 +51,21 @@ def carry_out(
     if measure is not None:
         measure("after")
     report.say(*report.describe_results(folder, logger), *report.try_next(command, *advice))
+
+
+def judged(module: L.LightningModule, num_pairs: int | None) -> Callable[[str], None] | None:
+    """Says, ``after`` training, how many held-out pairs a reward model judges right; ``before``, nobody has asked it.
+
+    Args:
+        module: what is trained.
+        num_pairs: that are held out; None: none.
+    """
+    if num_pairs is None:
+        return None
+
+    def measure(when: str) -> None:
+        if when == "after":
+            right = float(module.trainer.callback_metrics["val/accuracy"])
+            report.say(f"Accuracy {when} training: the better answer of {right:.1%} of {num_pairs} held-out pairs")
+
+    return measure

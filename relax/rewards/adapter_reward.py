@@ -82,9 +82,10 @@ class AdapterReward:
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(base.device)  # [B, T]
         hidden = causal_lm.body(base)(input_ids=padded, use_cache=False).last_hidden_state
         last: Tensor = hidden[torch.arange(len(ids)), torch.tensor([len(row) - 1 for row in ids])]  # [B, D]
-        self._head.to(last.device)  # the policy moves when training starts
+        last = last.to(torch.promote_types(last.dtype, torch.float32))
+        head = self._head.to(last)  # the policy moves to its device when training starts
         with torch.autocast(last.device.type, enabled=False):
-            scores: list[float] = self._head(last.float()).squeeze(-1).tolist()
+            scores: list[float] = head(last).squeeze(-1).tolist()
         return scores
 
 

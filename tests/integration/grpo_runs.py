@@ -1,4 +1,7 @@
-"""Tiny GRPO runs that the tests of resuming and of two processes share, what they record, and ways to kill them."""
+"""Tiny on-policy runs that the tests of resuming and of two processes share, what they record, and ways to kill them.
+
+Those here are by GRPO; PPO's, see ``ppo_runs``, differ in how the trainer is built.
+"""
 
 import hashlib
 import io
@@ -19,6 +22,7 @@ from relax.experience import Experience
 from relax.lora import LoRASettings, add_lora
 from relax.tasks.sorting import Sorting
 from trainers import GRPOTrainer
+from trainers.on_policy import OnPolicyTrainer
 
 ITERATION = 4
 """Optimizer steps of an iteration."""
@@ -40,8 +44,13 @@ def fine(completion: str) -> float:
 
 
 def build(
-    *callbacks: L.Callback, prompts: int = 40, lora: bool = False, score: Callable[..., float] = seven, **settings: Any
-) -> GRPOTrainer:
+    *callbacks: L.Callback,
+    kind: type[OnPolicyTrainer] = GRPOTrainer,
+    prompts: int = 40,
+    lora: bool = False,
+    score: Callable[..., float] = seven,
+    **settings: Any,
+) -> Any:
     """A trainer with a policy of random weights, always the same, but with ``start``."""
     model: Any = build_llama(attention_dropout=settings.pop("dropout", 0.0))
     model.model.embed_tokens.weight.data += settings.pop("start", 0)
@@ -54,7 +63,7 @@ def build(
     task = Sorting()
     arguments: dict[str, Any] = {"train_dataset": task.prompt_rows(prompts)}
     arguments |= {"rewards": {"class_path": score, "name": "seven"}} | SETTINGS | settings
-    return GRPOTrainer(model, task.build_tokenizer(), callbacks=list(callbacks), **arguments)
+    return kind(model, task.build_tokenizer(), callbacks=list(callbacks), **arguments)
 
 
 def digest(experience: Experience) -> str:
@@ -75,6 +84,7 @@ class Diary(L.Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         place = {"step": trainer.global_step, "micro_batch": batch_idx}
         known = {"rows": batch.rows, "experience": digest(module.experience), "kl_coef": module.kl_coef}
+        known["halted"] = module.halted
         with self.path.with_suffix(f".{trainer.global_rank}").open("a") as file:
             file.write(json.dumps(place | known) + "\n")
 
@@ -95,7 +105,10 @@ class KillWhileSampling(L.Callback):
             if self.seen == 4:
                 kill(self.signum)
 
-        causal_lm.base_model(module.model).register_forward_hook(count)
+        self.watched(module).register_forward_hook(count)
+
+    def watched(self, module: Any) -> torch.nn.Module:
+        return causal_lm.base_model(module.model)
 
 
 class KillWhileScoring(L.Callback):
@@ -148,7 +161,7 @@ def _save_half(checkpoint: Any, file: Any) -> None:
     kill()
 
 
-def run(folder: Path, *callbacks: L.Callback, **settings: Any) -> GRPOTrainer:
+def run(folder: Path, *callbacks: L.Callback, build: Callable[..., Any] = build, **settings: Any) -> Any:
     """With a diary, figures, and a checkpoint of every other step."""
     folder.mkdir(exist_ok=True, parents=True)
     watchers = [Diary(folder / "diary"), *callbacks, MetricsFile(folder / "metrics.jsonl")]
@@ -175,5 +188,6 @@ def state(folder: Path, step: int) -> list[Any]:
     """Weights, moments and the rest of what a run goes on with, as leaves."""
     saved = torch.load(folder / f"checkpoints/step={step:08d}.ckpt", weights_only=True)
     saved["rollouts"].pop("figures")
-    kept = {name: saved[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rollouts")}
+    names = {"state_dict", "optimizer_states", "lr_schedulers", "rollouts", "ppo"}
+    kept = {name: saved[name] for name in sorted(names & saved.keys())}
     return [x.tolist() if isinstance(x, torch.Tensor) else x for x in torch.utils._pytree.tree_leaves(kept)]

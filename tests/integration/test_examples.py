@@ -1,6 +1,7 @@
 """The examples and the documentation's Python run as they stand, and the example of an own loss is right."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
 
 from relax.data.batching.batches import collate_padded
 
@@ -21,11 +23,17 @@ sys.path.insert(0, str(ROOT / "tests/relax"))
 from byte_tokenizers import CHATML, byte_tokenizer  # noqa: E402
 
 
-def start(script: Path, folder: Path) -> str:
+def start(script: Path, folder: Path, *flags: str) -> str:
     """What the script prints, run in ``folder`` with the hub switched off."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(script), *flags],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -64,7 +72,24 @@ def test_own_reward(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["data", "lora", "callbacks", "python", "rewards", "grpo", "rollouts"])
+def test_rlhf_pipeline(tmp_path: Path) -> None:
+    """Each part leaves what the next one needs; at its own sizes the figures are those of docs/ppo.md."""
+    printed = start(ROOT / "examples/rlhf_pipeline.py", tmp_path, "--quick", "--folder=all", "--picture=curves.png")
+    assert re.search(r"\d+ pairs of different answers; the judge erred in \d+\.\d%", printed)
+    assert re.search(r"^kl_coef=0.3: right .* after \d+ steps, .* at last; score ", printed, re.MULTILINE)
+    for run in ("sft", "reward", "loose", "tight"):
+        assert (tmp_path / "all" / run / "model/config.json").exists()
+    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "all/reward/model")
+    assert judge.config.num_labels == 1
+    rows = [json.loads(line) for line in (tmp_path / "all/loose/metrics.jsonl").read_text().splitlines()]
+    assert {"train/reward", "train/reward_right", "train/explained_variance_mc"} <= rows[-1].keys() | rows[-2].keys()
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", ["data", "lora", "callbacks", "python", "rewards", "grpo", "ppo", "reward_models", "rollouts"]
+)
 def test_the_python_of_the_documentation_runs(page: str, tmp_path: Path, make_llama: Callable) -> None:
     """The blocks of a page, one after the other, where ``my-model``, ``rows.jsonl`` and an adapter lie."""
     tokenizer = byte_tokenizer(CHATML)

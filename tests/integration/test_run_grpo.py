@@ -12,11 +12,9 @@ import pytest
 import torch
 import yaml
 from test_run_sft import here  # noqa: F401  (a fixture)
-from test_run_sft import start as start_sft
 
 import run_grpo
 from relax.launch.rewarded import evaluated_figures
-from relax.other_names import OTHER_NAMES
 from relax.rewards import build_rewards
 from relax.tasks import TASKS
 
@@ -275,13 +273,6 @@ def test_the_help_says_what_an_epoch_is() -> None:
     code, out, _ = start("--help")
     assert code == 0
     assert "--max_epochs counts iterations" in " ".join(out.split())
-
-
-def test_every_name_of_another_system_leads_to_a_flag_that_there_is() -> None:
-    listed = [start("--help")[1], start_sft("--help")[1]]
-    for ours, theirs in OTHER_NAMES.items():
-        assert any(f"--{ours}  " in text for text in listed), ours
-        assert not any(f"--{name}  " in text for text in listed for name in theirs), theirs
 
 
 def test_flags_without_effect_are_told(own: Path) -> None:

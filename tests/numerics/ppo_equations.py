@@ -169,6 +169,8 @@ class StepLoss:
     policy: Tensor
     value: Tensor
     """Before its coefficient."""
+    value_clip: float
+    """The share of tokens whose value is bounded."""
 
     def total(self, ppo: PPO) -> Tensor:
         return self.policy + ppo.value_coef * self.value
@@ -185,7 +187,8 @@ def step_loss(ppo: PPO, answers: list[Answer], nows: list[Now]) -> StepLoss:
         for answer, now in zip(answers, nows, strict=True)
         for t, value in enumerate(now.values)
     ]
-    return StepLoss(aggregated(ppo, rows), sum_of(errors) / len(errors))
+    bounded = sum(not error.requires_grad for error in errors)
+    return StepLoss(aggregated(ppo, rows), sum_of(errors) / len(errors), bounded / len(errors))
 
 
 def aggregated(ppo: PPO, rows: list[list[Tensor]]) -> Tensor:

@@ -4,14 +4,14 @@ Knows nothing of micro-batches, ranks, layouts, PEFT or critics; of the trainer 
 has, and what its weights are called.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from grpo_run import policy
 from ppo_equations import PPO, Answer, Now, StepLoss, appraise, step_loss
-from ppo_run import LORA, Steps
+from ppo_run import LORA, Steps, adapted, train
 from torch import Tensor
 from torch.func import functional_call
 
@@ -21,6 +21,7 @@ from trainers import RLTrainer
 
 Weights = dict[str, Tensor]
 HEAD = "critic.head."
+CRITICS = ["separate", "shared", "adapter"]
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Oracle:
         ppo: its settings.
         critic: adapter, separate or shared.
         reference: a causal language model; default: the base.
+        kl_coefs: of each optimizer step, where it changes; in the reward that of the step before the iteration counts.
+        whole: an iteration is one step, as with a loader of the user's own.
     """
 
     trainer: RLTrainer
@@ -40,6 +43,8 @@ class Oracle:
     ppo: PPO
     critic: str
     reference: Any = None
+    kl_coefs: Sequence[float] = ()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self.base = policy().double().eval()
@@ -82,17 +87,22 @@ class Oracle:
         logprobs, hidden = self.forward(self.actor_weights(leaves), prompt, ids)
         if self.critic != "shared":
             _, hidden = self.forward(self.critic_weights(leaves), prompt, ids)
-        return logprobs, hidden @ leaves[f"{HEAD}weight"][0] + leaves[f"{HEAD}bias"]
+        bias = leaves.get(f"{HEAD}bias", torch.zeros(1, dtype=torch.float64))
+        return logprobs, hidden @ leaves[f"{HEAD}weight"][0] + bias
 
     # The run
 
     @property
     def steps_of_an_iteration(self) -> int:
+        if self.whole:
+            return 1
         return self.trainer.num_iterations * self.trainer.steps_per_generation
 
     def members(self, experience: Experience) -> list[list[int]]:
         """The completions of each optimizer step of an iteration, those that are learned from."""
         truncated = experience.completions["truncated"]
+        if self.whole:
+            return [[i for i in range(len(experience)) if not (self.ppo.mask_truncated and truncated[i])]]
         kept = ~truncated if self.ppo.mask_truncated else torch.ones_like(truncated)
         passes, parts = self.trainer.num_iterations, self.trainer.steps_per_generation
         seed = mix(self.trainer.seed, "minibatches", experience.numbers[0])
@@ -115,8 +125,12 @@ class Oracle:
             ref = [x.item() for x in chosen(self.forward(reference, prompt, ids)[0], ids)]
             answers.append(Answer(old, before, after, score, truncated, ref))
         earlier = [x for e in self.steps.experiences[:iteration] for x in e.completions["score"].tolist()]
-        appraise(self.ppo, answers, earlier)
+        appraise(self.settings(iteration * self.steps_of_an_iteration - 1), answers, earlier)
         return answers
+
+    def settings(self, step: int) -> PPO:
+        """As of an optimizer step."""
+        return replace(self.ppo, kl_coef=self.kl_coefs[step]) if self.kl_coefs and step >= 0 else self.ppo
 
     def now(self, leaves: Weights, experience: Experience, i: int) -> Now:
         prompt, ids = experience.prompt(i), experience.completion(i)
@@ -132,7 +146,7 @@ class Oracle:
             for step, members in enumerate(self.members(experience)[: len(self.steps.weights) - first], first):
                 leaves = {name: p.clone().requires_grad_() for name, p in self.steps.weights[step].items()}
                 nows = [self.now(leaves, experience, i) for i in members]
-                yield step_loss(self.ppo, [answers[i] for i in members], nows), leaves
+                yield step_loss(self.settings(step), [answers[i] for i in members], nows), leaves
 
 
 def chosen(rows: Tensor, ids: list[int]) -> list[Tensor]:
@@ -154,9 +168,37 @@ def check_every_step(oracle: Oracle) -> None:
         same(found, gradients(loss, leaves))
         torch.testing.assert_close(figures["loss"], loss.item(), rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(figures["value_loss"], parts.value.item(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(figures["value_clip"], parts.value_clip, rtol=1e-5, atol=1e-7)
 
 
 def same(found: Weights, expected: Weights, rtol: float = 1e-9, atol: float = 1e-11) -> None:
     assert found.keys() == expected.keys()
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def run(critic: str = "separate", model: Any = None, reference: Any = None, **settings: Any) -> Oracle:
+    """A run and its oracle; ``settings`` of PPO go to both."""
+    ppo = PPO(**{name: value for name, value in settings.items() if name in PPO.__dataclass_fields__})
+    model = adapted() if critic == "adapter" else model
+    steps, trainer = train(model, critic=critic, reference=reference, **settings)
+    return Oracle(trainer, steps, ppo, critic, reference)
+
+
+def is_critics(name: str, critic: str) -> bool:
+    """Whether a weight is the value function's alone."""
+    return name.startswith("critic.") or (critic == "adapter" and ".critic." in name)
+
+
+def split(weights: Weights, critic: str) -> tuple[Weights, Weights]:
+    """The policy's and the critic's."""
+    own = {name: x for name, x in weights.items() if is_critics(name, critic)}
+    return {name: x for name, x in weights.items() if name not in own}, own
+
+
+def norm(weights: Weights) -> float:
+    return float(torch.cat([x.flatten() for x in weights.values()]).norm())
+
+
+def mean(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum() / len(terms)

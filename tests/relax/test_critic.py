@@ -118,6 +118,7 @@ def test_under_lora_the_default_is_an_adapter_and_a_copy_holds_what_the_adapter_
     expected = policy(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(copied.body(input_ids=ids).last_hidden_state, expected, rtol=1e-6, atol=1e-6)
     assert all(p.requires_grad for p in copied.body.parameters())
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in policy.parameters()}
     assert isinstance(build_critic(None, policy), AdapterCritic)
 
 

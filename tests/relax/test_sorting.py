@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from relax.errors import UserError
 from relax.tasks import TASKS
 from relax.tasks.grading import accuracy, greedy_completions, text_before_end
-from relax.tasks.sorting import demonstration, is_held_out, lazy_solution, solution
+from relax.tasks.sorting import demonstration, is_held_out, lazy_solution, slip, solution
 
 TASK = TASKS["sorting"]
 FITTED = [{"prompt": f"{digits}>", "answer": "".join(sorted(digits))} for digits in ("3142", "98765", "27182818")]
@@ -61,6 +61,31 @@ def test_demonstrators_are_lazy_on_three_quarters_of_the_long_inputs_only() -> N
 def test_lazy_means_the_first_half_sorted_and_the_rest_as_it_stood(prompt: str, lazy: str) -> None:
     assert lazy_solution(prompt) == lazy
     assert {demonstration(prompt, random.Random(seed)) for seed in range(20)} == {lazy, solution(prompt)}
+
+
+def test_pairs_prefer_the_right_answer_to_lazy_ones_and_to_slips() -> None:
+    rows = TASK.preference_rows(4_000)
+    assert rows[:50] == TASK.preference_rows(50)
+    assert rows[:50] != TASK.preference_rows(50, seed=1)
+    assert {len(row["prompt"]) for row in rows} == {5, 6, 7, 8, 9}
+    for row in rows:
+        assert TASK.grade(row["prompt"], row["chosen"]) == 1.0
+        assert TASK.grade(row["prompt"], row["rejected"]) == 0.0
+    lazy = sum(row["rejected"] == lazy_solution(row["prompt"]) for row in rows)
+    assert 0.4 < lazy / len(rows) < 0.6
+    sizes = {len(row["rejected"]) - len(row["chosen"]) for row in rows}
+    assert sizes == {-1, 0, 1}, "a reward that counts digits alone must not do"
+
+
+def test_pairs_of_held_out_prompts() -> None:
+    assert not any(is_held_out(row["prompt"]) for row in TASK.preference_rows(2_000))
+    assert all(is_held_out(row["prompt"]) for row in TASK.held_out_preference_rows())
+    assert len(TASK.held_out_preference_rows()) == 500
+
+
+@pytest.mark.parametrize("prompt", ["1111>", "12345678>", "87654321>", "0990>"])
+def test_a_slip_is_never_right(prompt: str) -> None:
+    assert solution(prompt) not in {slip(prompt, random.Random(seed)) for seed in range(300)}
 
 
 @pytest.mark.parametrize("wrong", ["", "12375", "1235", "123577", " 12357", "12357>", "12?357", "12<pad>357"])

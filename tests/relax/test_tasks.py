@@ -42,6 +42,7 @@ def test_a_sorted_answer_scores_only_if_it_ends_by_itself() -> None:
 def test_a_completion_has_room_for_the_longest_answer_and_its_end() -> None:
     longest = max(len(row["answer"]) for row in SORTING.prompt_rows())
     assert SORTING.grpo_settings["max_new_tokens"] == longest + 1
+    assert SORTING.rl_settings["max_new_tokens"] == longest + 1
 
 
 def test_tasks_by_name() -> None:

@@ -5,13 +5,13 @@ from typing import Any
 import lightning as L
 
 from relax.rollout import Rollouts
-from trainers import GRPOTrainer
+from trainers.on_policy import OnPolicyTrainer
 
 
 class WatchedEngine:
     """What is asked of an engine, when: after how many optimizer steps, with which weights."""
 
-    def __init__(self, module: GRPOTrainer) -> None:
+    def __init__(self, module: OnPolicyTrainer) -> None:
         self.module, self.engine = module, module.engine
         self.steps_done = 0
         self.calls: list[tuple[int, float]] = []

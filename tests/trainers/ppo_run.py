@@ -22,6 +22,11 @@ def graded(completion: str) -> float:
     return odd(completion) * 2 - 1 + len(completion) / 8
 
 
+def harsh(completion: str) -> float:
+    """Far below what a critic expects at first."""
+    return graded(completion) - 8
+
+
 def adapted() -> Any:
     """``policy`` with an adapter that has learned something."""
     model: Any = add_lora(policy(), LORA)

@@ -20,6 +20,7 @@ from relax.lora import LoRASettings, add_lora
 from relax.rewards import build_rewards
 from relax.tasks.sorting import Sorting
 from trainers import GRPOTrainer
+from trainers.on_policy import OnPolicyTrainer
 
 EOS = 1
 ROWS = [{"prompt": f"{number}>"} for number in range(1000, 1012)]
@@ -33,10 +34,17 @@ def seven(completion: str) -> float:
     return float("7" in completion)
 
 
-def build(*callbacks: L.Callback, model: Any = None, rows: Any = ROWS, rewards: Any = seven, **settings: Any) -> Any:
+def build(
+    *callbacks: L.Callback,
+    kind: type[OnPolicyTrainer] = GRPOTrainer,
+    model: Any = None,
+    rows: Any = ROWS,
+    rewards: Any = seven,
+    **settings: Any,
+) -> Any:
     model = build_llama() if model is None else model
     arguments = {"train_dataset": rows, "rewards": rewards, "callbacks": list(callbacks)} | SETTINGS | settings
-    return GRPOTrainer(model, Sorting().build_tokenizer(), **arguments)
+    return kind(model, Sorting().build_tokenizer(), **arguments)
 
 
 def gpt2(positions: int) -> Any:

@@ -24,7 +24,8 @@ CUTS: list[dict[str, Any]] = [
     {"layout": "padded", "max_tokens_per_micro_batch": 125},
     {"layout": "packed", "micro_batch_size": 8},
     {"layout": "packed", "max_tokens_per_micro_batch": 250},
-    {"layout": "packed", "micro_batch_size": 1, "group_by_length": False, "data_workers": 1},
+    {"layout": "packed", "gradient_checkpointing": True},
+    {"layout": "packed", "micro_batch_size": 1, "data_workers": 1},
 ]
 QUESTIONS = ["How are you?", "1+1=", "A longer question than the others, is it not?"]
 ANSWERS = ["Fine, and you?", "2", "It is."]
@@ -150,6 +151,7 @@ def test_an_adapter_trains_itself_and_the_head_and_is_exported_with_it_merged_to
     live = trainer.model.eval()
     expected = [live(torch.tensor([tokenizer(text).input_ids])).logits.item() for text in texts]
     assert len({round(score, 3) for score in expected}) == 3
+    assert RewardModel(folder)(QUESTIONS, ANSWERS) == pytest.approx(expected, abs=1e-5)
     merged = str(tmp_path / "model/merged")
     assert RewardModel(merged)(QUESTIONS, ANSWERS) == pytest.approx(expected, abs=1e-5)
     assert hugging_face(merged, texts) == pytest.approx(expected, abs=1e-5)
@@ -158,6 +160,30 @@ def test_an_adapter_trains_itself_and_the_head_and_is_exported_with_it_merged_to
     theirs.config.pad_token_id = tokenizer.pad_token_id
     assert hugging_face(folder, texts, theirs) == pytest.approx(expected, abs=1e-5)
     assert "num_labels=1" in (tmp_path / "model/README.md").read_text()
+
+
+def test_beside_an_adapter_on_a_backbone_in_half_precision_the_head_is_trained_exactly(tmp_path: Path) -> None:
+    """Updates of 1e-5 are below half of what bfloat16 tells apart at the size of a head's weights."""
+    base, tokenizer = tmp_path / "base", byte_tokenizer(None, bos_token=None)
+    tiny_model().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = add_lora(load_classifier(str(base), dtype="bfloat16"), LoRASettings(4), task_type="SEQ_CLS")
+    head = model.get_base_model().score
+    before = head.modules_to_save["default"].weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*half precision.*")
+        trainer = RewardTrainer(
+            model, tokenizer, train_dataset=rows(), batch_size=8, max_steps=1, learning_rate=1e-5, accelerator="cpu",
+            enable_progress_bar=False, merge_adapter=True, data_cache="none",
+        ).train()  # fmt: skip
+    moved = (head.modules_to_save["default"].weight - before).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-5), rtol=0.05, atol=0)
+    folder = exported(trainer, tmp_path / "model")
+    texts = [q + a for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    live = trainer.model.eval()
+    expected = [live(torch.tensor([tokenizer(text).input_ids])).logits.item() for text in texts]
+    for found in (folder, f"{folder}/merged"):
+        assert RewardModel(found, dtype="bfloat16")(QUESTIONS, ANSWERS) == pytest.approx(expected, abs=0.03)
 
 
 def test_a_reward_model_is_gone_on_with_and_keeps_its_head(tmp_path: Path) -> None:
