@@ -95,7 +95,8 @@ def main(
     seed = settings.get("seed", 0)
     started = source if source.model else rewarded.with_policy_of(source, builtin)
     judge, tokenizer = loading.load_judge(started, lora=adapter, adapter=lora.adapter, seed=seed)
-    pairs, held_out = loading.load_data(data, builtin=builtin and builtin.preference_rows(), seed=seed)
+    builtin_pairs = None if builtin is None else builtin.preference_rows()
+    pairs, held_out = loading.load_data(data, builtin=builtin_pairs, seed=seed)
     if held_out is None and builtin is not None:
         held_out = builtin.held_out_preference_rows()
     trainer = RewardTrainer(

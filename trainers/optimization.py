@@ -52,7 +52,7 @@ def set_rates(trainer: L.Trainer) -> None:
             group["lr"] = base * factor(scheduler.last_epoch)
 
 
-def norm_is_exact(trainer: L.Trainer) -> bool:
+def gradients_are_exact(trainer: L.Trainer) -> bool:
     """Whether gradients are whole and unscaled; sharded ones, or those of fp16, are Lightning's to clip."""
     plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
     return plain and trainer.precision != "16-mixed"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from trainers.on_policy import OnPolicyTrainer
 
 
-class PolicyStep(NamedTuple):
-    """Of a micro-batch."""
+class StepPart(NamedTuple):
+    """What a model contributes to an optimizer step, of a micro-batch."""
 
     loss: Tensor
     figures: dict[str, Tensor]
@@ -23,7 +23,7 @@ class PolicyStep(NamedTuple):
 
 def policy_step(
     trainer: "OnPolicyTrainer", batch: Minibatch, hidden: Tensor, advantages: Tensor, objective: Objective
-) -> PolicyStep:
+) -> StepPart:
     """The loss of a micro-batch with gradients in the policy.
 
     Args:
@@ -48,7 +48,7 @@ def policy_step(
         result = policy_loss(tokens, objective, batch.totals)
         loss = result.loss
     trainer.step_watch.note_ratio(result.ratio)
-    return PolicyStep(loss, _figures(batch, result, found))
+    return StepPart(loss, _figures(batch, result, found))
 
 
 def policy_tokens(batch: Minibatch, logprobs: Tensor, entropy: Tensor | None, advantages: Tensor) -> PolicyTokens:

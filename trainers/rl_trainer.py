@@ -17,6 +17,7 @@ from relax.critic import build_critic
 from relax.data.examples import Row
 from relax.data.prompts import PromptDataset
 from relax.data.rows import Rows
+from relax.early_gradient import formed_now
 from relax.errors import UserError
 from relax.experience import Experience, Minibatch
 from relax.optimizers import decay_groups
@@ -40,7 +41,8 @@ from trainers.critic_figures import estimate_figures
 from trainers.flat_iterations import FlatIterations
 from trainers.iteration import appraise, generate, recall, score
 from trainers.on_policy import OnPolicyTrainer
-from trainers.policy_step import of_computed, policy_step
+from trainers.optimization import gradients_are_exact
+from trainers.policy_step import StepPart, of_computed, policy_step
 from trainers.prompting import PromptSource
 from trainers.rl_settings import (
     CRITIC,
@@ -201,29 +203,32 @@ class RLTrainer(OnPolicyTrainer):
         if self.halted:
             return untouched([*self.policy_parameters(), *self.critic.learned()]), {}
         if self.warms_up:
-            values = self.critic(batch.batch, self._frozen_states(batch))
-            loss, figures = self.critic_step(batch, values)
-            return loss + untouched(self.policy_parameters()), figures
-        hidden = causal_lm.hidden_states(self.model, batch.batch)
-        values = self.critic(batch.batch, hidden)
-        policy = policy_step(
-            self, batch, hidden, batch.tokens["advantages"], replace(self.objective, kl_coef=self.kl_coef)
-        )
-        critic_loss, figures = self.critic_step(batch, values)
+            critic = self.critic_step(batch, self._frozen_states(batch))
+            return critic.loss + untouched(self.policy_parameters()), critic.figures
+        shared = causal_lm.hidden_states(self.model, batch.batch) if self.critic.shares_states else None
+        critic = self.critic_step(batch, shared)  # first: a critic apart can then let go of its activations
+        hidden = causal_lm.hidden_states(self.model, batch.batch) if shared is None else shared
+        objective = replace(self.objective, kl_coef=self.kl_coef)
+        policy = policy_step(self, batch, hidden, batch.tokens["advantages"], objective)
         self._old_kl.append(policy.figures["old_kl"])
-        return policy.loss + critic_loss, policy.figures | figures
+        return policy.loss + critic.loss, policy.figures | critic.figures
 
-    def critic_step(self, batch: Minibatch, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """``value_coef`` times the value loss of a minibatch, and figures of its tokens.
+    def critic_step(self, batch: Minibatch, states: Tensor | None) -> StepPart:
+        """``value_coef`` times the value loss of a minibatch, with gradients in the critic.
 
         Args:
             batch: K target tokens.
-            values: [K], with gradient.
+            states: [K, D] of the policy, for a critic that reads them.
         """
+        values = self.critic(batch.batch, states)
         found = value_loss(values, batch.tokens["values"], batch.tokens["returns"], self.value_clip)
         loss = batch.totals.micro_batches * token_mean(found.loss, batch.segments, batch.totals)
-        clipped = of_computed(batch, found.clipped.to(loss.dtype))
-        return self.value_coef * loss, {"value_loss": loss.detach(), "value_clip": clipped}
+        figures = {"value_loss": loss.detach(), "value_clip": of_computed(batch, found.clipped.to(loss.dtype))}
+        loss = self.value_coef * loss
+        if loss.requires_grad and not self.critic.shares_states and gradients_are_exact(self.trainer):
+            slope = 1 / self.trainer.accumulate_grad_batches
+            loss = formed_now(loss, self.critic.learned(), slope=slope)
+        return StepPart(loss, figures)
 
     # Steps of ``collect``
 

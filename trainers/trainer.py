@@ -61,7 +61,7 @@ from trainers.batching import (
 from trainers.dry_run import REHEARSAL, DryRun, DryRunWatch
 from trainers.loading import training_loader, validation_batches
 from trainers.model_checks import prepare_model
-from trainers.optimization import norm_is_exact, optimization, set_rates
+from trainers.optimization import gradients_are_exact, optimization, set_rates
 from trainers.settings import check_attached, check_lightning, check_own, defaults_of, is_plain, with_an_end
 
 
@@ -420,7 +420,7 @@ class Trainer(L.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning's hook, called before every optimizer step: clip by the norms that are known already."""
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and norm_is_exact(self.trainer):
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and gradients_are_exact(self.trainer):
             norms = self.gradient_norms()
             for name, part in self.separate_parts().items():
                 learned = [p for p in part if p.grad is not None]
