@@ -20,7 +20,7 @@ from relax.launch.flags import (
 )
 
 TRY_NEXT = (
-    "--critic=shared",
+    "--lora_r=8 --learning_rate=1e-3",
     "--model=Qwen/Qwen2.5-0.5B-Instruct --task=reasoning_gym:chain_sum --prompts_as_chat --lora_r=16",
     "--model=Qwen/Qwen2.5-0.5B-Instruct --dataset=prompts.jsonl --reward_model=runs/judge/model --lora_r=16",
 )

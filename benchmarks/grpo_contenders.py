@@ -7,7 +7,8 @@ step. TRL generates with ``model.generate``. "As it comes" is TRL's own precisio
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,21 +35,19 @@ def train_relax(case: Case, clock: Clock) -> None:
 
     from relax.experience import Experience
     from trainers import GRPOTrainer
+    from trainers.step_watch import StepWatch
+
+    class Watch(StepWatch):
+        @contextmanager
+        def timed(self, part: str) -> Iterator[None]:
+            with super().timed(part), clock.part(part):
+                yield
 
     class Timed(GRPOTrainer):
-        def generate(self, asked: Any) -> Experience:
-            with clock.part("rollout"):
-                experience = super().generate(asked)
+        def collect(self, prompts: Any) -> Experience:
+            experience = super().collect(prompts)
             clock.lengths += experience.lengths.tolist()
             return experience
-
-        def score(self, experience: Experience, asked: Any) -> Experience:
-            with clock.part("scoring"):
-                return super().score(experience, asked)
-
-        def recall(self, experience: Experience) -> Experience:
-            with clock.part("recall"):
-                return super().recall(experience)
 
     class Progress(L.Callback):
         def on_train_start(self, trainer: Any, module: Any) -> None:
@@ -83,6 +82,7 @@ def train_relax(case: Case, clock: Clock) -> None:
         enable_progress_bar=False,
         callbacks=[Progress()],
     )
+    trainer.step_watch = Watch()
     clock.begin()
     trainer.train()
 

@@ -106,7 +106,13 @@ class PPO:
         policy: is trained.
         reward: gives a score for each completion, [B].
         settings: see there.
+
+    Attributes:
+        explained_variance: share of the variance of plain sums of rewards that the critic had foreseen, when it last
+            scored.
     """
+
+    explained_variance: float
 
     def __init__(
         self, policy: LlamaForCausalLM, reward: Callable[[Rollout], Tensor], settings: Settings, *, seed: int = 0
@@ -151,6 +157,8 @@ class PPO:
         rewards[torch.arange(len(kept)), kept.sum(1) - 1] += self.reward(rollout)
         advantages = generalized_advantages(rewards, values, settings.gamma, settings.gae_lambda)
         returns = advantages + values
+        plain_sums = generalized_advantages(rewards, values, settings.gamma, 1.0) + values
+        self.explained_variance = float(1 - (plain_sums - values)[kept].var() / plain_sums[kept].var())
         advantages = (advantages - advantages[kept].mean()) / (advantages[kept].std() + 1e-8)
         return Experience(**vars(rollout), values=values, advantages=advantages, returns=returns)
 

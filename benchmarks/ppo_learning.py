@@ -6,8 +6,9 @@ The task is the built-in one, sorting digits; so is the policy, which solves hal
 one completion each, four epochs of two minibatches, a critic that starts from the policy, KL penalty 0.01 in the
 rewards. Settings are equal; the order of the prompts and the noise of sampling are each one's own. Every ten updates
 the policy answers held-out prompts greedily, which is no part of the time. The JSON file is as that of
-``grpo_learning.py``, with updates in place of steps. The picture shows each run as it is, nothing smoothed but where
-its title says so.
+``grpo_learning.py``, with updates in place of steps, and with ``explained_variance`` of each update: how much of the
+plain sums of rewards the critic had foreseen (ours is ``train/explained_variance_mc``). The picture shows each run as
+it is, nothing smoothed but where a title says so.
 """
 
 import argparse
@@ -56,6 +57,7 @@ def learn_relax(seed: int, updates: int, critic: Critic = "separate") -> Curve:
 
     model, tokenizer = policy()
     recorder = Recorder(tokenizer, updates)
+    explained: list[float] = []
     steps = EPOCHS * MINIBATCHES
 
     def reward(prompts: list[str], completions: list[str], truncated: list[bool]) -> list[float]:
@@ -69,6 +71,7 @@ def learn_relax(seed: int, updates: int, critic: Critic = "separate") -> Curve:
 
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
             if trainer.global_step % steps == 0:
+                explained.append(module.sampling_figures["explained_variance_mc"])
                 recorder.step_done(trainer.global_step // steps, model)
 
     RLTrainer(
@@ -88,7 +91,7 @@ def learn_relax(seed: int, updates: int, critic: Critic = "separate") -> Curve:
         callbacks=[Progress()],
         **SETTINGS,
     ).train()
-    return recorder.curve
+    return recorder.curve | {"explained_variance": explained}
 
 
 def learn_shared(seed: int, updates: int) -> Curve:
@@ -100,6 +103,7 @@ def learn_by_hand(seed: int, updates: int) -> Curve:
 
     model, tokenizer = policy()
     recorder = Recorder(tokenizer, updates)
+    explained: list[float] = []
     end = tokenizer.eos_token_id
     batches = prompt_batches(seed)
 
@@ -117,8 +121,9 @@ def learn_by_hand(seed: int, updates: int) -> Curve:
     for number in range(updates):
         asked = next(batches)
         ppo.update(ppo.score(ppo.generate(tokenizer(asked)["input_ids"])))
+        explained.append(ppo.explained_variance)
         recorder.step_done(number + 1, model)
-    return recorder.curve
+    return recorder.curve | {"explained_variance": explained}
 
 
 def prompt_batches(seed: int) -> Iterator[list[str]]:
@@ -171,7 +176,12 @@ def be(options: argparse.Namespace) -> None:
 
 def report(curves: dict[str, list[Curve]], updates: int) -> None:
     shown = [update for update in SHOWN_UPDATES if update <= updates]
-    for title, of_run in (("reward, mean of the ten updates to", reward_at), ("held-out accuracy after", accuracy_at)):
+    figures = {
+        "reward, mean of the ten updates to": reward_at,
+        "held-out accuracy after": accuracy_at,
+        "explained variance, mean of the ten updates to": explained_at,
+    }
+    for title, of_run in figures.items():
         rows = [
             [name, *(spread([of_run(run, update) for run in runs]) for update in shown)]
             for name, runs in curves.items()
@@ -181,22 +191,27 @@ def report(curves: dict[str, list[Curve]], updates: int) -> None:
     print_table(["", "CPU ms an update"], [[name, f"{1000 * cpu / updates:,.0f}"] for name, cpu in seconds.items()])
 
 
+def explained_at(run: Curve, update: int) -> float:
+    return float(mean(run["explained_variance"][update - 10 : update]))
+
+
 def draw(curves: dict[str, list[Curve]]) -> Figure:
     """Every run as a thin line, learners by colour."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
     for (name, runs), colour in zip(curves.items(), COLOURS, strict=False):
         for number, run in enumerate(runs):
-            label, style = (name if number == 0 else None), {"color": colour, "linewidth": 0.9}
-            rewards = smoothed(run["reward"])
-            left.plot(range(1, len(rewards) + 1), rewards, label=label, **style)
+            style = {"label": name if number == 0 else None, "color": colour, "linewidth": 0.9}
             points = run["held_out"]
             accuracies = [point["accuracy"] for point in points]
-            right.plot([point["step"] for point in points], accuracies, label=label, marker="o", markersize=3, **style)
-    left.set_title(f"mean reward of the sampled completions\nmean of up to {SMOOTHED} updates", fontsize=10)
-    right.set_title("greedy accuracy on held-out prompts\n", fontsize=10)
-    for axes in (left, right):
-        axes.set_xlabel("updates (256 completions, 8 optimizer steps each)")
+            panels[1].plot([point["step"] for point in points], accuracies, marker="o", markersize=3, **style)
+            for axes, values in ((panels[0], run["reward"]), (panels[2], run["explained_variance"])):
+                axes.plot(range(1, len(values) + 1), smoothed(values), **style)
+    panels[0].set_title(f"mean reward of the sampled completions\nmean of up to {SMOOTHED} updates", fontsize=10)
+    panels[1].set_title("greedy accuracy on held-out prompts\n", fontsize=10)
+    panels[2].set_title(f"explained variance of the critic\nmean of up to {SMOOTHED} updates", fontsize=10)
+    for axes in panels:
+        axes.set_xlabel("updates (256 completions, 8 optimizer steps each)", fontsize=9)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize=9)
     return figure

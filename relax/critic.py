@@ -19,6 +19,7 @@ from relax.adapters import CRITIC, adapter_weights, add_adapter, using_adapter
 from relax.data.batching.batches import Batch
 from relax.errors import UserError
 from relax.lora import enable_gradient_checkpointing
+from relax.seeding import mix
 from relax.sequence_classifier import score_head
 
 
@@ -30,7 +31,8 @@ class Critic(nn.Module, ABC):
         size: D.
 
     Attributes:
-        head: D -> 1, in full precision; 0 at first, so that training starts from the plain returns.
+        head: D -> 1, in full precision; 0 at first, so that training starts from the plain returns, or a reward
+            model's.
         kind: one of ``CRITICS``.
     """
 
@@ -85,8 +87,9 @@ class Critic(nn.Module, ABC):
             batch: whose targets.
             policy_states: [K, D] of the policy, where they are known already; only a shared critic can use them.
         """
-        known = self.shares_states and policy_states is not None
-        states = policy_states if known and policy_states is not None else self.hidden_states(batch)
+        states = policy_states if self.shares_states else None
+        if states is None:
+            states = self.hidden_states(batch)
         with torch.autocast(states.device.type, enabled=False):  # half precision is too coarse to regress to returns
             dtype = torch.promote_types(states.dtype, torch.float32)
             bias = None if self.head.bias is None else self.head.bias.to(dtype)
@@ -134,13 +137,16 @@ class AdapterCritic(Critic):
 
     Args:
         policy: a PEFT model, which gets the adapter.
+        seed: of its first weights, whatever was drawn before.
     """
 
     kind = "adapter"
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, seed: int = 0) -> None:
         super().__init__(policy, hidden_size(policy))
-        add_adapter(policy, CRITIC)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mix(seed, CRITIC))
+            add_adapter(policy, CRITIC)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """As in the parent."""
@@ -175,10 +181,7 @@ class SharedCritic(Critic):
         return causal_lm.hidden_states(self.policy, batch)
 
 
-CRITICS = ("adapter", "separate", "shared")
-
-
-def build_critic(kind: str | None, policy: nn.Module, model: nn.Module | None = None) -> Critic:
+def build_critic(kind: str | None, policy: nn.Module, model: nn.Module | None = None, *, seed: int = 0) -> Critic:
     """The critic of a policy.
 
     Args:
@@ -186,6 +189,7 @@ def build_critic(kind: str | None, policy: nn.Module, model: nn.Module | None = 
         policy: the model that writes.
         model: what a separate critic starts from; default: a copy of the policy. Of a sequence classifier with one
             label, such as a reward model, the head is taken, too.
+        seed: of fresh weights.
 
     Raises:
         UserError: the kind does not go with the policy, or ``model`` is no value function of its tokens.
@@ -195,7 +199,7 @@ def build_critic(kind: str | None, policy: nn.Module, model: nn.Module | None = 
         raise UserError(f"--critic_model goes with --critic=separate, got --critic={kind}; drop one of the two")
     if kind == "adapter" and not causal_lm.is_adapted(policy):
         raise UserError("--critic=adapter needs an adapter beside it; add --lora_r=16, or use --critic=separate")
-    return _KINDS[kind](policy, model)
+    return _KINDS[kind](policy, model, seed)
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -230,11 +234,12 @@ def _value_head(classifier: nn.Module) -> nn.Linear:
     return head.to(torch.promote_types(head.weight.dtype, torch.float32)).requires_grad_(True)
 
 
-_KINDS: dict[str, Callable[[nn.Module, nn.Module | None], Critic]] = {
-    "adapter": lambda policy, model: AdapterCritic(policy),
-    "separate": _separate,
-    "shared": lambda policy, model: SharedCritic(policy),
+_KINDS: dict[str, Callable[[nn.Module, nn.Module | None, int], Critic]] = {
+    "adapter": lambda policy, model, seed: AdapterCritic(policy, seed),
+    "separate": lambda policy, model, seed: _separate(policy, model),
+    "shared": lambda policy, model, seed: SharedCritic(policy),
 }
+CRITICS = tuple(_KINDS)
 
 
 def _copied_body(policy: nn.Module) -> nn.Module:

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 def formed_now(loss: Tensor, parameters: Sequence[nn.Parameter], *, slope: float) -> Tensor:
     """The value of ``loss``; its gradient in ``parameters``, computed now, is handed out when backward comes by.
 
-    So hooks on parameters (DDP's) run when they always do. Not for fp16, whose loss is scaled up so that small gradients
-    survive: here it would be scaled too late.
+    So hooks on parameters (DDP's) run when they always do. Not for fp16, whose loss is scaled up to keep small
+    gradients alive: here it would be scaled too late.
 
     Args:
         loss: a scalar.

@@ -43,5 +43,18 @@ def quick_imports() -> Iterator[None]:
     gc.freeze()
 
 
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """While weights are read whose absence is told elsewhere, such as those of a head that is to be fresh."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
     return f"warning: {message}\n"

@@ -20,6 +20,7 @@ from relax.errors import UserError
 from relax.hub import hub_arguments, local_folder, one_line_errors
 from relax.models import DType, check_folder, check_report, loading_settings, pad_id
 from relax.modes import evaluating
+from relax.quiet import without_load_report
 from relax.report import say
 from relax.seeding import mix
 
@@ -62,7 +63,7 @@ def load_classifier(
     with one_line_errors(f"--model={name_or_path}", name_or_path):
         config = AutoConfig.from_pretrained(**source)
     _check_kind(config, name_or_path)
-    with one_line_errors(f"--model={name_or_path}", name_or_path):
+    with one_line_errors(f"--model={name_or_path}", name_or_path), without_load_report():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             config=_of_one_output(config), **source, **settings
         )
@@ -71,8 +72,7 @@ def load_classifier(
     if any(key.startswith(f"{name}.") for key in report["missing_keys"]):
         say(f"{name_or_path} is a language model: a fresh {name} head is put on it")
         _draw(head, seed)
-    if next(head.parameters()).dtype in (torch.bfloat16, torch.float16):
-        _keep_exact(head)
+    keep_exact(head)
     return model
 
 
@@ -201,10 +201,14 @@ def _draw(head: nn.Module, seed: int) -> None:
         head.weight.copy_(drawn)
 
 
-def _keep_exact(head: nn.Module) -> None:
-    """In float32 on states of half precision: it is trained beside an adapter, too, and would lose small updates."""
-    head.float()
-    head.register_forward_pre_hook(_as_its_weights)
+def keep_exact(head: nn.Module) -> None:
+    """A head of half precision in float32, in place, on states of half precision.
+
+    It is trained beside an adapter, too, and would lose small updates; and scores would have but three digits.
+    """
+    if next(head.parameters()).dtype in (torch.bfloat16, torch.float16):
+        head.float()
+        head.register_forward_pre_hook(_as_its_weights)
 
 
 def _as_its_weights(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -81,7 +81,7 @@ def warn_of_another_accumulation(trainer: "Trainer", accumulate: int) -> None:
 
 def warn_of_half_precision(trainer: "Trainer") -> None:
     """Before the run: weights that small updates are lost on."""
-    half = any(p.element_size() < 4 for p in trainer.model.parameters() if p.requires_grad)
+    half = any(p.element_size() < 4 for p in trainer.parameters() if p.requires_grad)  # a critic's, too
     if half or trainer.trainer.precision in ("bf16-true", "16-true"):
         warnings.warn(
             "the trained weights are in half precision, where small updates are lost to rounding; use "

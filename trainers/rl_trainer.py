@@ -1,12 +1,11 @@
 """Proximal policy optimization (PPO, arXiv 1707.06347) for language models, with a value function (the critic).
 
 Read ``collect`` and ``compute_loss``: 1. completions; 2. their scores; 3. what the critic expects at each token, and
-how much better it came (GAE); 4. the clipped losses of policy and critic.
+how much better it came (GAE, in ``trainers.estimation``); 4. the clipped losses of policy and critic.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,23 +20,11 @@ from relax.early_gradient import formed_now
 from relax.errors import UserError
 from relax.experience import Experience, Minibatch
 from relax.optimizers import decay_groups
-from relax.policy_gradient import (
-    KL_ESTIMATORS,
-    Moments,
-    Segments,
-    generalized_advantages,
-    normalized,
-    token_mean,
-    token_rewards,
-    update_went_too_far,
-    value_loss,
-    whitened,
-    without_end_penalized,
-)
+from relax.policy_gradient import Moments, token_mean, update_went_too_far, value_loss
 from relax.ranks import over_ranks
 from relax.rewards import Rewards
 from relax.rewards.specs import Entry
-from trainers.critic_figures import estimate_figures
+from trainers.estimation import estimate, shape
 from trainers.flat_iterations import FlatIterations
 from trainers.iteration import appraise, generate, recall, score
 from trainers.on_policy import OnPolicyTrainer
@@ -89,12 +76,13 @@ class RLTrainer(OnPolicyTrainer):
         missing_eos_penalty: taken off the score of what is cut off.
         reward_clip: scores, normalized or not, are cut to this distance from 0.
         normalize_rewards: shift and scale scores by the mean and standard deviation of all of the run so far.
-        target_kl: per token, nats: an update that leads 1.5 times as far from the policy that sampled is not made, nor
-            are those after it in the iteration; None sets no limit.
+        target_kl: per token, nats: an update that finds the policy 1.5 times as far from the one that sampled is not
+            made, nor are those after it in the iteration; None sets no limit.
         config: further settings to record.
 
     Attributes:
         critic: the value function.
+        score_moments: of all scores of the run so far, where they are normalized.
 
     Raises:
         UserError: rows that cannot be used, or a setting that cannot work.
@@ -146,7 +134,7 @@ class RLTrainer(OnPolicyTrainer):
         self.check(**own, **usual, **settings)
         objective = check_ppo(own)
         warn_without_effect(own, settings | usual)
-        built = build_critic(critic, model, critic_model)
+        built = build_critic(critic, model, critic_model, seed=settings.get("seed", 0))
         super().__init__(
             model,
             tokenizer,
@@ -166,7 +154,7 @@ class RLTrainer(OnPolicyTrainer):
         self.gamma, self.gae_lambda, self.bootstrap_truncated = gamma, gae_lambda, bootstrap_truncated
         self.whiten_advantages, self.missing_eos_penalty = whiten_advantages, missing_eos_penalty
         self.reward_clip, self.normalize_rewards, self.target_kl = reward_clip, normalize_rewards, target_kl
-        self._score_moments, self._flat_iterations = Moments(), FlatIterations()
+        self.score_moments, self._flat_iterations = Moments(), FlatIterations()
         self._steps_learned = 0  # of the iteration
         self._old_kl: list[Tensor] = []  # of the optimizer step's micro-batches
 
@@ -191,7 +179,7 @@ class RLTrainer(OnPolicyTrainer):
         experience = recall(self, experience)
         experience = appraise(self, experience)
         self._steps_learned, self.halted = 0, False
-        return self.estimate(self.shape(experience))
+        return estimate(self, shape(self, experience))
 
     def compute_loss(self, batch: Minibatch | Sequence[Row] | Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped losses of policy and critic on a minibatch of experience, and figures of its tokens.
@@ -230,65 +218,10 @@ class RLTrainer(OnPolicyTrainer):
             loss = formed_now(loss, self.critic.learned(), slope=slope)
         return StepPart(loss, figures)
 
-    # Steps of ``collect``
-
-    def shape(self, experience: Experience) -> Experience:
-        """The same with ``shaped``: scores normalized, then clipped, then less the penalty for a missing end."""
-        scores = experience.completions["score"]
-        if self.normalize_rewards:
-            self._score_moments = Moments.merged([self._score_moments, Moments.of(scores)])
-            scores = normalized(scores, self._score_moments)
-        if self.reward_clip is not None:
-            scores = scores.clamp(-self.reward_clip, self.reward_clip)
-        if self.missing_eos_penalty is not None:
-            scores = without_end_penalized(scores, experience.completions["truncated"], self.missing_eos_penalty)
-        return experience.with_completions({"shaped": scores})
-
-    def estimate(self, experience: Experience) -> Experience:
-        """The same with ``returns`` and ``advantages`` of each token."""
-        segments = Segments.of(experience.lengths)
-        values, shaped = experience.tokens["values"].double(), experience.completions["shaped"].double()
-        rewards = token_rewards(shaped, self.token_kl(experience), segments, self.kl_coef_of_rewards)
-        after = None
-        if self.bootstrap_truncated:
-            after = experience.completions["value_after"].double() * experience.completions["truncated"]
-        estimate = partial(generalized_advantages, rewards, values, segments, gamma=self.gamma, last_values=after)
-        advantages, returns = estimate(lam=self.gae_lambda)
-        plain_sums = estimate(lam=1.0)[1]
-        trained = segments.spread(self.trained(experience))
-        self.sampling_figures |= estimate_figures(
-            values[trained], returns[trained], advantages[trained], plain_sums[trained]
-        )
-        self.sampling_figures |= self.objective_figures(experience)
-        if self.whiten_advantages:
-            advantages = whitened(advantages, Moments.of(advantages[trained]))
-        dtype = experience.tokens["values"].dtype
-        return experience.with_tokens(advantages=advantages.to(dtype), returns=returns.to(dtype))
-
-    def token_kl(self, experience: Experience) -> Tensor:
-        """[N], the KL of each token by ``kl_estimator``; 0 without a reference."""
-        logprobs = experience.tokens["logprobs"].double()
-        if not self.compares:
-            return torch.zeros_like(logprobs)
-        return KL_ESTIMATORS[self.kl_estimator](experience.tokens["ref_logprobs"].double() - logprobs)
-
     @property
     def kl_coef_of_rewards(self) -> float:
         """Of the penalty on each token's reward."""
         return self.kl_coef if self.objective.kl_in_reward else 0.0
-
-    def objective_figures(self, experience: Experience) -> dict[str, float]:
-        """Means over the completions that are learned from: what is maximised, with the KL penalty and without."""
-        trained = self.trained(experience)
-        if not trained.any():
-            return {}
-        shaped = experience.completions["shaped"][trained].double().mean()
-        figures = {"objective_without_kl": float(shaped)}
-        if self.compares:
-            kl = Segments.of(experience.lengths).sums(self.token_kl(experience))[trained].mean()
-            figures["objective_with_kl"] = float(shaped - self.kl_coef * kl)
-            figures["kl_reward"] = -self.kl_coef_of_rewards * float(kl)
-        return figures
 
     @property
     def beside_checkpoint(self) -> dict[str, Any]:
@@ -339,12 +272,13 @@ class RLTrainer(OnPolicyTrainer):
 
     def build_batches(self, *, packed: bool) -> RolloutBatches:
         """As in the parent; the critic reads what the policy reads."""
-        self.critic.prepare(packed=packed)
+        with self.trainer.precision_plugin.forward_context():  # as in training: some kernels take half precision only
+            self.critic.prepare(packed=packed)
         return super().build_batches(packed=packed)
 
     def setup(self, stage: str) -> None:
         """Lightning's hook."""
-        self.halted, self._steps_learned, self._score_moments = False, 0, Moments()
+        self.halted, self._steps_learned, self.score_moments = False, 0, Moments()
         self._old_kl.clear()
         super().setup(stage)
 
@@ -364,7 +298,7 @@ class RLTrainer(OnPolicyTrainer):
         self._flat_iterations.finish()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lightning's hook: an update that leads too far is not made, and in the warm-up the policy does not move."""
+        """Lightning's hook: once the policy is too far off no update is made; in the warm-up it does not move."""
         too_far = self._leads_too_far()
         self._steps_learned += self._learns and not too_far
         super().on_before_optimizer_step(optimizer)
@@ -391,7 +325,7 @@ class RLTrainer(OnPolicyTrainer):
             "critic": self.critic.kind,
             "halted": self.halted,
             "steps_learned": self._steps_learned,
-            "score_moments": astuple(self._score_moments),
+            "score_moments": astuple(self.score_moments),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -410,7 +344,7 @@ class RLTrainer(OnPolicyTrainer):
             )
         super().on_load_checkpoint(checkpoint)
         self.halted, self._steps_learned = saved["halted"], saved["steps_learned"]
-        self._score_moments = Moments(*saved["score_moments"])
+        self.score_moments = Moments(*saved["score_moments"])
 
     def _leads_too_far(self) -> bool:
         if self.target_kl is None or not self._old_kl:

@@ -5,6 +5,7 @@ are chosen, it is attached when the policy is there.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 JUDGE = "model"
 """What a reward model is called in figures: ``reward_model``."""
-DAY_SECONDS = 86_400.0
 
 
 class BackboneReward:
@@ -45,8 +45,8 @@ class BackboneReward:
 
     @property
     def entry(self) -> Entry:
-        """Among the rewards; it runs here, and may take as long as it takes, as one that is loaded may."""
-        return {"class_path": self, "name": JUDGE, "isolated": False, "time_limit_seconds": DAY_SECONDS}
+        """Among the rewards; it runs in this thread, in the precision of the run, and may take as long as it takes."""
+        return {"class_path": self, "name": JUDGE, "isolated": False, "time_limit_seconds": math.inf}
 
     def attach(self, policy: "nn.Module", tokenizer: "PreTrainedTokenizerBase") -> None:
         """Load the adapter into ``policy``.

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 from relax.data.rows import Rows
 from relax.data.sources.loading import load_rows, split_rows
 from relax.data.sources.streams import RowStream, open_stream
+from relax.export import merged_model
 from relax.hub import hub_arguments, one_line_errors
 from relax.launch.flags import DataFlags, ModelFlags
 from relax.lora import LoRASettings, add_lora, load_adapter
 from relax.models import check_vocabulary, load_model, load_tokenizer
+from relax.rewards.score_adapter import ScoreAdapter
 from relax.seeding import seed_generators
 from relax.sequence_classifier import load_classifier
 from relax.tasks import Task
@@ -70,7 +72,7 @@ def load_judge(
 
 
 def load_critic(name: str | None, flags: ModelFlags) -> "nn.Module | None":
-    """What a critic starts from: a reward model with its head, or a language model; None without a name.
+    """What a critic starts from: a reward model with its head (an adapter merged) or a language model; None of none.
 
     Args:
         name: folder or hub name.
@@ -83,12 +85,17 @@ def load_critic(name: str | None, flags: ModelFlags) -> "nn.Module | None":
         return None
     from transformers import AutoConfig
 
-    code: dict[str, Any] = {"trust_remote_code": flags.trust_remote_code}
+    held: dict[str, Any] = {"dtype": flags.dtype, "attn_implementation": flags.attn_implementation}
+    held |= {"trust_remote_code": flags.trust_remote_code}
+    source = hub_arguments(name, None, flags.trust_remote_code)
+    adapter = ScoreAdapter.find(name, source, flag="--critic_model")
+    if adapter is not None:
+        base = load_classifier(adapter.base, revision=adapter.settings.revision, **held)
+        return merged_model(load_adapter(base, str(adapter.folder), task_type="SEQ_CLS", named=adapter.named))
     with one_line_errors(f"--critic_model={name}", name):
-        config = AutoConfig.from_pretrained(**hub_arguments(name, None, flags.trust_remote_code))
+        config = AutoConfig.from_pretrained(**source)
     judges = any("SequenceClassification" in kind for kind in config.architectures or [])
-    load = load_classifier if judges else load_model
-    return load(name, dtype=flags.dtype, attn_implementation=flags.attn_implementation, **code)
+    return (load_classifier if judges else load_model)(name, **held)
 
 
 def _source(flags: ModelFlags) -> dict[str, Any]:

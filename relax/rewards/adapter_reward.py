@@ -125,7 +125,8 @@ def _insert(adapter: ScoreAdapter, policy: "PeftModel") -> None:
         raise UserError(
             f"{adapter.named}: the policy has a reward adapter already, and can have only one; drop one of them"
         )
-    settings = dataclasses.replace(adapter.settings, task_type="CAUSAL_LM", modules_to_save=None)
+    # Without its dropout, which it never has here: the policy would be taken for a noisy one.
+    settings = dataclasses.replace(adapter.settings, task_type="CAUSAL_LM", modules_to_save=None, lora_dropout=0.0)
     with one_line_errors(adapter.named, str(adapter.folder)):
         insert_adapter(policy, REWARD, settings)
     try:

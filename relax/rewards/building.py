@@ -1,6 +1,7 @@
 """From the entries of ``--rewards`` to functions that are ready to be called: finds, builds and checks them."""
 
 import inspect
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from relax.cli.annotations import checkable
 from relax.cli.values import coerce
 from relax.errors import UserError
 from relax.plugins import load_object
+from relax.rewards.adapter_reward import AdapterReward
 from relax.rewards.binding import read_signature
 from relax.rewards.builtin import BUILT_IN, BuiltIn
 from relax.rewards.evaluation import Reward
+from relax.rewards.reward_model import RewardModel
 from relax.rewards.specs import Entry, Spec, read_specs
 
 
@@ -42,6 +45,7 @@ def _build(spec: Spec, own: BuiltIn) -> Reward:
     name = spec.name or _name_of(spec.source)
     function = _make(made, spec, name)
     signature = read_signature(function, name)
+    limit = spec.time_limit_seconds or run.time_limit_seconds
     if spec.isolated and signature.is_async:
         warnings.warn(f"isolated has no effect on the reward {name!r}: async functions run here", stacklevel=4)
     return Reward(
@@ -49,7 +53,7 @@ def _build(spec: Spec, own: BuiltIn) -> Reward:
         function=function,
         signature=signature,
         weight=spec.weight,
-        time_limit_seconds=spec.time_limit_seconds or run.time_limit_seconds,
+        time_limit_seconds=None if limit == math.inf else limit,
         isolated=(run.isolated if spec.isolated is None else spec.isolated) and not signature.is_async,
         score_over_limit=run.score_over_limit,
     )
@@ -58,7 +62,7 @@ def _build(spec: Spec, own: BuiltIn) -> Reward:
 def _find(source: str | Callable[..., Any]) -> tuple[Callable[..., Any], BuiltIn | None]:
     """The function or class, and how it is run if it is one of ours."""
     if not isinstance(source, str):
-        return source, None
+        return source, BUILT_IN["model"] if isinstance(source, (RewardModel, AdapterReward)) else None
     if source in BUILT_IN:
         return BUILT_IN[source].make, BUILT_IN[source]
     if "." not in source:

@@ -14,8 +14,10 @@ import torch
 from relax import checks
 from relax.errors import UserError
 from relax.hub import hub_arguments, one_line_errors
+from relax.quiet import without_load_report
 from relax.rewards.reading import AnswerReader, Inputs, Turns, score_texts
-from relax.rewards.score_adapter import ScoreAdapter
+from relax.rewards.score_adapter import HEADS, ScoreAdapter
+from relax.sequence_classifier import keep_exact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,7 +108,7 @@ def _load(name: str, source: dict[str, Any], dtype: str) -> tuple["PreTrainedMod
         tokenizer = AutoTokenizer.from_pretrained(**source)
     if adapter is not None:
         source = adapter.base_source(source["trust_remote_code"]) | {"num_labels": adapter.num_labels}
-    with one_line_errors(f"the reward model {name}", name):
+    with one_line_errors(f"the reward model {name}", name), without_load_report():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             **source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
@@ -116,6 +118,8 @@ def _load(name: str, source: dict[str, Any], dtype: str) -> tuple["PreTrainedMod
             f"--rewards: {name} has no trained {missing[0]} (a language model is not a reward model); give a "
             "sequence-classification checkpoint"
         )
+    for head in (child for child_name, child in model.named_children() if child_name in HEADS):
+        keep_exact(head)  # before an adapter brings its own
     return model if adapter is None else adapter.added_to(model), tokenizer
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREFIX = "base_model.model."
-_HEADS = ("score", "classifier")
+HEADS = ("score", "classifier")
 """What transformers calls the last layer of its classifiers."""
 
 
@@ -69,7 +69,7 @@ class ScoreAdapter:
             UserError: it holds no LoRA adapter with the head of a sequence classifier.
         """
         settings, weights = read_adapter(folder, task_type="SEQ_CLS", named=named)
-        heads = [name for name in _HEADS if f"{_PREFIX}{name}.weight" in weights]
+        heads = [name for name in HEADS if f"{_PREFIX}{name}.weight" in weights]
         if not heads:
             raise UserError(
                 f"{named} has no score head; give an adapter of a sequence classifier, as run_reward.py exports"
@@ -92,16 +92,24 @@ class ScoreAdapter:
         """Whether a weight of the model, by its name there, comes with the adapter."""
         return _PREFIX + key in self.weights
 
+    @property
+    def base(self) -> str:
+        """Name or folder of the model that it adapts.
+
+        Raises:
+            UserError: it names none.
+        """
+        if not self.settings.base_model_name_or_path:
+            raise UserError(f"{self.named} does not say what its base is; add base_model_name_or_path to its config")
+        return str(self.settings.base_model_name_or_path)
+
     def base_source(self, trust_remote_code: bool) -> dict[str, Any]:
         """The keywords of ``from_pretrained`` that lead to the base.
 
         Raises:
             UserError: it names none, or a folder that is not there.
         """
-        base = self.settings.base_model_name_or_path
-        if not base:
-            raise UserError(f"{self.named} does not say what its base is; add base_model_name_or_path to its config")
-        return hub_arguments(base, self.settings.revision, trust_remote_code)
+        return hub_arguments(self.base, self.settings.revision, trust_remote_code)
 
     def added_to(self, base: "PreTrainedModel") -> "PreTrainedModel":
         """A classifier with it, in place.
@@ -112,4 +120,4 @@ class ScoreAdapter:
         return load_adapter(base, str(self.folder), task_type="SEQ_CLS", named=self.named).get_base_model()
 
     def _is_head(self, key: str) -> bool:
-        return any(key.startswith(f"{_PREFIX}{name}.") for name in _HEADS)
+        return any(key.startswith(f"{_PREFIX}{name}.") for name in HEADS)

@@ -24,7 +24,7 @@ _KEYS = ("class_path", "init_args", "weight", "name", "isolated", "time_limit_se
 class Spec:
     """One entry of ``--rewards``. ``argument`` is what follows ``=``: the first that the class takes, still as text.
 
-    ``isolated`` (in worker processes) and ``time_limit_seconds`` (for one call): None is as usual for it.
+    ``isolated`` (in worker processes) and ``time_limit_seconds`` (for one call, inf for none): None is as usual for it.
     """
 
     source: str | Function
@@ -92,7 +92,8 @@ def _read_mapping(entry: Mapping[str, Any]) -> Spec:
             f"weight (a number), got {dict(entry)!r}"
         )
     assert source is not None
-    checks.positive(time_limit_seconds=entry.get("time_limit_seconds"))
+    limit = entry.get("time_limit_seconds")
+    checks.positive(time_limit_seconds=None if limit == math.inf else limit)
     others = {key: entry[key] for key in ("name", "isolated", "time_limit_seconds") if key in entry}
     return Spec(source, float(weight), init_args=arguments, **others)
 

@@ -13,6 +13,9 @@ from test_run_grpo import OWN, figures, own, weights  # noqa: F401  (own is a fi
 from test_run_sft import here  # noqa: F401  (a fixture that own needs)
 
 import run_rl
+from relax.critic import build_critic
+from relax.launch import loading
+from relax.launch.flags import ModelFlags
 from relax.rewards.reward_model import RewardModel
 from relax.tasks import TASKS
 
@@ -163,6 +166,17 @@ def test_a_critic_of_another_model(kind: str, own: Path, judge: str) -> None:  #
     assert yaml.safe_load(Path("run/config.yaml").read_text())["critic_model"] == kind
 
 
+def test_a_critic_of_a_reward_model_that_is_an_adapter(own: Path, adapter_judge: str) -> None:  # noqa: F811
+    policy = loading.load_policy(ModelFlags(model="base"), lora=None, adapter=None, task=None, seed=0)[0]
+    critic = build_critic("separate", policy, loading.load_critic(adapter_judge, ModelFlags(model="base")))
+    assert all(parameter.requires_grad for parameter in critic.parameters())
+    reward = RewardModel(adapter_judge)
+    ids = torch.tensor([reward.tokenizer("12>12").input_ids])
+    with torch.no_grad():
+        value = critic.head(critic.body(input_ids=ids).last_hidden_state[0, -1])
+    assert value.item() == pytest.approx(reward(["12>"], ["12"])[0], abs=1e-5)
+
+
 def test_the_written_configuration_gives_the_same_run(own: Path) -> None:  # noqa: F811
     flags = [
         "--value_clip=None",
@@ -260,7 +274,7 @@ def test_the_built_in_job_learns_and_its_critic_explains(tmp_path: Path, monkeyp
     right = accuracy(model, tokenizer, task.eval_rows(), task.grade)
     assert right > 0.9
     assert f"Accuracy after training: {right:.1%} of 500 held-out prompts" in out
-    explained = [row["train/explained_variance"] for row in figures("run")]
+    explained = [row["train/explained_variance"] for row in learned("run")]
     assert max(explained) > 0.4
 
 

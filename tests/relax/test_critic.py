@@ -122,6 +122,19 @@ def test_under_lora_the_default_is_an_adapter_and_a_copy_holds_what_the_adapter_
     assert isinstance(build_critic(None, policy), AdapterCritic)
 
 
+def test_the_first_weights_of_an_adapter_depend_on_the_seed_alone() -> None:
+    def drawn(seed: int, before: int) -> Tensor:
+        policy = add_lora(build_llama(), LoRASettings(4))
+        torch.rand(before)
+        following = torch.random.get_rng_state()
+        build_critic("adapter", policy, seed=seed)
+        assert torch.equal(torch.random.get_rng_state()[:8], following[:8])
+        return torch.cat([w.flatten() for name, w in adapter_weights(policy, CRITIC).items() if "lora_A" in name])
+
+    assert torch.equal(drawn(1, 0), drawn(1, 5))
+    assert not torch.equal(drawn(1, 0), drawn(2, 0))
+
+
 def test_a_reward_model_is_a_critic_that_knows_something(make_llama: Callable[..., Any]) -> None:
     policy = make_llama()
     classifier = classifier_of(policy, seed=3)

@@ -1,6 +1,7 @@
 """A reward model as a LoRA adapter: with its base, merged, or on the policy's backbone, its scores are the same."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 
 from relax.adapters import REWARD, adapter_weights, add_adapter
 from relax.causal_lm import frozen_digest
+from relax.dropout import has_dropout
 from relax.export import export_model
 from relax.lora import LoRASettings, add_lora, enable_gradient_checkpointing
 from relax.rewards import build_rewards
@@ -102,6 +104,27 @@ def test_the_policy_does_not_notice(tmp_path: Path) -> None:
     export_model(policy, TOKENIZER, tmp_path / "out")
     assert not any("reward" in name for name in load_file(tmp_path / "out" / "adapter_model.safetensors"))
     assert not (tmp_path / "out" / "reward").exists()
+
+
+def test_dropout_of_its_training_does_not_make_the_policy_noisy(tmp_path: Path) -> None:
+    folder = export_judge(tmp_path, dropout=0.1)
+    policy = policy_of(tmp_path)
+    reward = AdapterReward(policy, TOKENIZER, folder)
+    assert not has_dropout(policy)
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(one_by_one(folder, tmp_path / "base", TEXTS), abs=1e-5)
+
+
+def test_as_a_reward_it_computes_in_the_precision_of_the_run(tmp_path: Path) -> None:
+    """A call with a time limit has a thread of its own, which knows of no autocast."""
+    folder = export_judge(tmp_path)
+    reward = AdapterReward(policy_of(tmp_path), TOKENIZER, folder)
+    samples = [Sample(prompt, completion, {}) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    full = reward(PROMPTS, COMPLETIONS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = reward(PROMPTS, COMPLETIONS)
+        assert mixed != full
+        assert build_rewards([reward]).score(samples).total == mixed
+        assert build_rewards({"class_path": reward, "time_limit_seconds": math.inf}).score(samples).total == mixed
 
 
 def test_policy_critic_and_reward_share_a_backbone_and_a_digest(tmp_path: Path) -> None:

@@ -162,6 +162,14 @@ def test_nothing_is_told_where_all_is_well(critic: str) -> None:
         build(model=model_for(critic), critic=critic, bootstrap_truncated=True, **rows)
 
 
+def test_a_critic_in_half_precision_is_told_though_the_adapter_beside_it_is_not() -> None:
+    half = add_lora(build_llama().bfloat16(), LoRASettings(r=2))
+    trainer = build(model=half, critic="separate", max_steps=1)
+    assert {p.dtype for p in trainer.policy_parameters()} == {torch.float32}
+    with pytest.warns(UserWarning, match="trained weights are in half precision"):
+        trainer.train()
+
+
 def test_a_warm_up_that_does_not_end_is_told() -> None:
     with pytest.warns(
         UserWarning, match="the policy learns nothing: --critic_warmup_steps=3, and the run ends at step 3"

@@ -15,8 +15,9 @@ from test_on_policy import Order
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from relax.critic import SeparateCritic
 from relax.lora import LoRASettings, add_lora
-from trainers import RLTrainer, iteration, rl_trainer
+from trainers import RLTrainer, estimation, iteration, rl_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:--kl_coef pulls towards the base model")
 CRITICS = ["separate", "shared", "adapter"]
@@ -56,10 +57,10 @@ def test_rollouts_come_from_the_latest_weights(critic: str, settings: dict[str, 
 def test_the_order_of_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     order = Order()
     trainer = build(callbacks=[order], micro_batch_size=6, steps_per_generation=1, max_steps=4)
-    for part in (iteration.generate, iteration.score, iteration.recall, iteration.appraise):
+    models = (iteration.generate, iteration.score, iteration.recall, iteration.appraise)
+    for part in (*models, estimation.shape, estimation.estimate):
         monkeypatch.setattr(rl_trainer, part.__name__, order.named(part.__name__, part))
-    for own in (trainer.shape, trainer.estimate, trainer.compute_loss):
-        monkeypatch.setattr(trainer, own.__name__, order.named(own.__name__, own))
+    monkeypatch.setattr(trainer, "compute_loss", order.named("compute_loss", trainer.compute_loss))
     trainer.train()
     micro_batch = ["micro-batch", "compute_loss"]
     step = [*micro_batch, *micro_batch, "step"]
@@ -193,6 +194,14 @@ def test_the_same_seed_gives_the_same_run(critic: str) -> None:
     first, again = (train(model_for(critic), critic=critic, precision=32)[0] for _ in range(2))
     for one, other in zip(first.gradients, again.gradients, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_critic_is_probed_in_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some attention kernels take half precision only."""
+    mixed: list[bool] = []
+    monkeypatch.setattr(SeparateCritic, "prepare", lambda *_, **__: mixed.append(torch.is_autocast_enabled("cpu")))
+    train(precision="bf16-mixed", max_steps=1)
+    assert mixed == [True]
 
 
 # What is written and what is kept
