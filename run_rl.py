@@ -56,7 +56,7 @@ def main(
         python run_rl.py --model=Qwen/Qwen2.5-0.5B-Instruct --task=reasoning_gym:chain_sum --prompts_as_chat
         python run_rl.py --model=./my-model --dataset=prompts.jsonl --reward_model=runs/judge/model --lora_r=16
         python run_rl.py --model=./my-model --dataset=qa.jsonl --reward_model=runs/judge/model --rewards=format:0.2
-        python run_rl.py --critic=shared --kl_schedule=adaptive,target=0.1,horizon=10000
+        python run_rl.py --critic=shared --critic_learning_rate=0.03 --kl_schedule=adaptive,target=0.1,horizon=10000
         python run_rl.py --config=runs/mine/config.yaml --resume=auto
 
     Args:
@@ -101,7 +101,7 @@ def main(
             loaded.tokenizer,
             train_dataset=loaded.train,
             rewards=loaded.rewards,
-            critic_model=loading.load_critic(critic_model, source),
+            critic_model=loading.load_critic(critic_model, source, loaded.tokenizer),
             output_dir=plan.folder,
             config=plan.config(flags),
             callbacks=rl_callbacks(plan, loaded, own),

@@ -22,6 +22,8 @@ PANELS = {
     "train/reward": "mean reward of the sampled completions",
     "val/accuracy": "greedy accuracy on held-out prompts",
 }
+OF_A_CRITIC = {"train/explained_variance_mc": "share of the rewards' variance that the critic foresees"}
+"""A panel more, where a run has one."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind, too
 PICTURE = Path("docs/pictures/grpo_sorting.png")
 
@@ -37,7 +39,7 @@ class Run:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         if not rows:
             raise SystemExit(f"{folder}/metrics.jsonl is empty")
-        curves = {name: curve(rows, name) for name in PANELS}
+        curves = {name: curve(rows, name) for name in PANELS | OF_A_CRITIC}
         return cls(folder.name, curves, max(row["seconds"] for row in rows))
 
     def __str__(self) -> str:
@@ -54,8 +56,9 @@ def curve(rows: list[dict[str, float]], name: str) -> Curve:
 
 
 def draw(runs: list[Run]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, 2, sharex=True), PANELS.items(), strict=True):
+    panels = PANELS | (OF_A_CRITIC if any(run.curves[name][0] for run in runs for name in OF_A_CRITIC) else {})
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True):
         for run, colour in zip(runs, COLOURS, strict=False):
             draw_curve(axes, run, name, colour)
         axes.set_title(f"{title}\n{name}", fontsize=10)

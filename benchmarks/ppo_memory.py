@@ -7,7 +7,8 @@ The peak of a whole run, models included, over what the imported libraries took:
 that the optimizer's moments are there. Each run is a process of its own. 16 completions of 64 new tokens to prompts of
 26, in micro-batches of 8, fp32, no checkpointing; the Llama shapes of ``grpo_job.py``, whose reward model has the
 policy's size. In brackets: in sizes of the policy's weights. "No critic" is ``GRPOTrainer``, for what a critic adds.
-Seconds are not measured here, but in ``ppo.py``.
+Seconds are not measured here, but in ``ppo.py``. glibc keeps much of what is freed between the passes of critic and
+policy; what is really needed at one time shows with ``MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=65536`` set.
 """
 
 import argparse

@@ -198,6 +198,37 @@ def _reason_against_packing(model: nn.Module) -> str:
     return f"{type(inner).__name__} {fault} {cause}"
 
 
+def check_companion(what: str, model: nn.Module, policy: nn.Module) -> None:
+    """Refuse a model that does not know every token which a policy writes.
+
+    Args:
+        what: it is called in messages.
+        model: a reference or a critic.
+        policy: whose tokens it reads.
+
+    Raises:
+        UserError: its embedding has fewer rows.
+    """
+    known, needed = (base_model(m).get_input_embeddings().num_embeddings for m in (model, policy))
+    if known < needed:
+        raise UserError(
+            f"{what} must know the tokens of the policy, it has {known} and the policy {needed}; give another"
+        )
+
+
+def isolate_companion(what: str, model: nn.Module) -> None:
+    """Let a model read documents that are packed for the policy.
+
+    Raises:
+        UserError: it cannot keep them apart.
+    """
+    isolation = isolate_documents(model)
+    if not isolation:
+        raise UserError(
+            f"{what} must keep packed documents apart, as the policy does, {isolation.reason}; use --layout=padded"
+        )
+
+
 def restore_attention(model: nn.Module) -> None:
     """Undo ``isolate_documents``."""
     inner = base_model(model)

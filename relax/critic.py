@@ -116,12 +116,8 @@ class SeparateCritic(Critic):
 
     def prepare(self, *, packed: bool) -> None:
         """As in the parent."""
-        isolation = causal_lm.isolate_documents(self.body) if packed else None
-        if isolation is not None and not isolation:
-            raise UserError(
-                f"the critic must keep packed documents apart, as the policy does, {isolation.reason}; use "
-                "--layout=padded"
-            )
+        if packed:
+            causal_lm.isolate_companion("the critic", self.body)
 
     def restore(self) -> None:
         """As in the parent."""
@@ -213,11 +209,7 @@ def _separate(policy: nn.Module, model: nn.Module | None) -> Critic:
     if model is policy:
         raise UserError("critic_model is the policy itself; leave it out for a copy, or use --critic=shared")
     inner = causal_lm.base_model(model)
-    known, needed = (causal_lm.base_model(m).get_input_embeddings().num_embeddings for m in (model, policy))
-    if known < needed:
-        raise UserError(
-            f"--critic_model must know the tokens of the policy, it has {known} and the policy {needed}; give another"
-        )
+    causal_lm.check_companion("--critic_model", model, policy)
     if causal_lm.is_adapted(model):
         raise UserError("--critic_model must be a whole model, got one with an adapter; merge it first")
     critic = SeparateCritic(policy, causal_lm.body(inner))

@@ -37,6 +37,7 @@ def load_classifier(
     trust_remote_code: bool = False,
     quantize: Literal["4bit"] | None = None,
     seed: int = 0,
+    tell: bool = True,
 ) -> "PreTrainedModel":
     """A sequence classifier of one output: a reward model to go on with, or a causal language model with a fresh head.
 
@@ -48,6 +49,7 @@ def load_classifier(
         trust_remote_code: The same.
         quantize: The same.
         seed: Of the fresh head.
+        tell: Say that there is one; not where an adapter is to bring its own.
 
     Raises:
         UserError: It is not found or not readable, has no safetensors or more than one output, lacks weights, or its
@@ -70,7 +72,8 @@ def load_classifier(
     name, head = _named_head(model)
     check_report(report, name_or_path, beside=name)
     if any(key.startswith(f"{name}.") for key in report["missing_keys"]):
-        say(f"{name_or_path} is a language model: a fresh {name} head is put on it")
+        if tell:
+            say(f"{name_or_path} is a language model: a fresh {name} head is put on it")
         _draw(head, seed)
     keep_exact(head)
     return model

@@ -59,24 +59,14 @@ def prepare_reference(trainer: "Trainer", reference: nn.Module, *, packed: bool)
         UserError: it does not know all tokens of the policy, its log-probs would be another one's, or it cannot be
             packed as the policy is.
     """
-    known, needed = (
-        causal_lm.base_model(model).get_input_embeddings().num_embeddings for model in (reference, trainer.model)
-    )
-    if known < needed:
-        raise UserError(
-            f"the reference must know the tokens of the policy, it has {known} and the policy {needed}; give another"
-        )
+    causal_lm.check_companion("the reference", reference, trainer.model)
     precision = trainer.trainer.precision_plugin
     reference.to(trainer.trainer.strategy.root_device)
     precision.convert_module(reference)
     with precision.forward_context():
         causal_lm.check_head(reference)
-        isolation = causal_lm.isolate_documents(reference) if packed else None
-    if isolation is not None and not isolation:
-        raise UserError(
-            f"the reference must keep packed documents apart, as the policy does, {isolation.reason}; use "
-            "--layout=padded"
-        )
+        if packed:
+            causal_lm.isolate_companion("the reference", reference)
 
 
 def computes_in_half_precision(trainer: "Trainer") -> bool:

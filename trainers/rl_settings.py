@@ -57,12 +57,13 @@ def check_ppo(own: Mapping[str, Any]) -> Objective:
     return build_objective(own)
 
 
-def warn_without_effect(own: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def warn_without_effect(own: Mapping[str, Any], others: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Tell of settings that change nothing.
 
     Args:
         own: keywords of ``RLTrainer``.
         others: further ones.
+        defaults: of ``own``.
     """
     idle = []
     if not own["kl_coef"]:
@@ -70,9 +71,10 @@ def warn_without_effect(own: Mapping[str, Any], others: Mapping[str, Any]) -> No
     if others.get("mask_truncated"):
         idle += [(name, "--mask_truncated") for name in ("missing_eos_penalty", "bootstrap_truncated")]
     if others["num_iterations"] == others.get("steps_per_generation", 1) == 1:  # which the policy that sampled makes
-        idle += [("target_kl", "a single optimizer step an iteration (--num_iterations, --steps_per_generation)")]
+        cause = "a single optimizer step an iteration (--num_iterations, --steps_per_generation)"
+        idle += [(name, cause) for name in ("target_kl", "ratio_max", "clip_low", "clip_high", "value_clip")]
     for name, cause in idle:
-        if own[name]:
+        if own[name] != defaults[name]:
             warnings.warn(f"--{name}={own[name]} has no effect with {cause}", stacklevel=3)
 
 

@@ -133,7 +133,7 @@ class RLTrainer(OnPolicyTrainer):
         usual = {name: given[name] for name in USUAL}
         self.check(**own, **usual, **settings)
         objective = check_ppo(own)
-        warn_without_effect(own, settings | usual)
+        warn_without_effect(own, settings | usual, defaults_of(RLTrainer))
         built = build_critic(critic, model, critic_model, seed=settings.get("seed", 0))
         super().__init__(
             model,

@@ -43,7 +43,8 @@ def minibatches(
     """An experience as the optimizer steps of an iteration."""
     shuffling = mix(trainer.seed, "minibatches", experience.numbers[0])
     trained, idle = trainer.trained(experience), trainer.idle(experience)
-    steps = plan_passes(trained, idle, passes=passes, steps_per_pass=steps_per_pass, seed=shuffling)
+    cut = {"passes": passes, "steps_per_pass": steps_per_pass, "seed": shuffling}
+    steps = plan_passes(trained, idle, experience.lengths, **cut)
     return ExperienceBatches(experience, steps, builder, trainer.sampling.max_new_tokens)
 
 

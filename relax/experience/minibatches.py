@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +19,8 @@ from relax.data.batching.planning import Step
 from relax.experience.experience import Experience
 from relax.policy_gradient import Segments, StepTotals
 from relax.seeding import mix
+
+Int64 = npt.NDArray[np.int64]
 
 
 class Minibatch:
@@ -103,23 +106,39 @@ class Pass:
     """Those that have a gradient."""
 
 
-def plan_passes(trained: Tensor, idle: Tensor, *, passes: int, steps_per_pass: int, seed: int) -> list[Pass]:
-    """The optimizer steps of an iteration: in each pass every completion once, shuffled.
+def plan_passes(
+    trained: Tensor, idle: Tensor, lengths: Tensor, *, passes: int, steps_per_pass: int, seed: int
+) -> list[Pass]:
+    """The optimizer steps of an iteration: in each pass every completion once, at random.
+
+    Equal parts by number, and about equal by tokens: completions are dealt in order of length, one to each step in
+    turn, and which step gets which of a turn is drawn.
 
     Args:
         trained: [S], bool: completions that count.
         idle: [S], bool: those among them whose gradient is known to be 0.
+        lengths: [S], tokens of each.
         passes: over the experience.
         steps_per_pass: equal parts of a pass.
         seed: of the order, a function of run and iteration.
     """
     steps = []
     for number in range(passes):
-        order = np.random.default_rng(mix(seed, "pass", number)).permutation(len(trained))
-        for part in np.array_split(order, steps_per_pass):
+        generator = np.random.default_rng(mix(seed, "pass", number))
+        for part in _dealt(generator.permutation(len(trained)), lengths.numpy(), steps_per_pass, generator):
             kept = [int(i) for i in part if trained[i]]
             steps.append(Pass(kept, [i for i in kept if not idle[i]]))
     return steps
+
+
+def _dealt(order: Int64, lengths: Int64, parts: int, generator: np.random.Generator) -> list[Int64]:
+    if parts == 1:
+        return [order]
+    by_length = order[np.argsort(-lengths[order], kind="stable")]  # which of equals comes first stays drawn
+    turns = [by_length[i : i + parts] for i in range(0, len(by_length), parts)]
+    takers = [generator.permutation(parts)[: len(turn)] for turn in turns]
+    taken = np.concatenate(takers) if takers else order
+    return [generator.permutation(by_length[taken == part]) for part in range(parts)]
 
 
 class ExperienceBatches(Dataset[Minibatch]):

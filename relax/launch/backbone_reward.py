@@ -35,13 +35,14 @@ class BackboneReward:
         self._scores: AdapterReward | None = None
 
     @classmethod
-    def pick(cls, folder: str | None, base: str | None) -> Self | None:
-        """The reward of ``folder``, if it is that of an adapter of ``base``."""
+    def pick(cls, folder: str | None, base: str | None, revision: str | None) -> Self | None:
+        """The reward of ``folder``, if it is that of an adapter of ``base``, and not of another revision."""
         config = None if folder is None else Path(folder) / CONFIG
         if folder is None or config is None or not config.is_file():
             return None
-        adapted = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        return cls(folder) if base is not None and _same(adapted, base) else None
+        adapted = json.loads(config.read_text(encoding="utf-8"))
+        same = base is not None and _same(adapted.get("base_model_name_or_path"), base)
+        return cls(folder) if same and adapted.get("revision") in (None, revision) else None
 
     @property
     def entry(self) -> Entry:

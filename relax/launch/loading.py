@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from relax.data.rows import Rows
 from relax.data.sources.loading import load_rows, split_rows
 from relax.data.sources.streams import RowStream, open_stream
+from relax.errors import UserError
 from relax.export import merged_model
-from relax.hub import hub_arguments, one_line_errors
+from relax.hub import hub_arguments, local_folder, one_line_errors
 from relax.launch.flags import DataFlags, ModelFlags
 from relax.lora import LoRASettings, add_lora, load_adapter
 from relax.models import check_vocabulary, load_model, load_tokenizer
@@ -19,6 +20,8 @@ from relax.tasks import Task
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_policy(
@@ -62,7 +65,7 @@ def load_judge(
     assert flags.model is not None, "a task has its own"
     seed_generators(seed, "init")
     tokenizer = load_tokenizer(flags.model, chat_template=flags.chat_template, **_source(flags))
-    model = load_classifier(flags.model, seed=seed, **_weights(flags), **_source(flags))
+    model = load_classifier(flags.model, seed=seed, tell=adapter is None, **_weights(flags), **_source(flags))
     check_vocabulary(model, tokenizer)
     if lora is not None:
         return add_lora(model, lora, task_type="SEQ_CLS"), tokenizer
@@ -71,15 +74,16 @@ def load_judge(
     return model, tokenizer
 
 
-def load_critic(name: str | None, flags: ModelFlags) -> "nn.Module | None":
+def load_critic(name: str | None, flags: ModelFlags, tokenizer: "PreTrainedTokenizerBase") -> "nn.Module | None":
     """What a critic starts from: a reward model with its head (an adapter merged) or a language model; None of none.
 
     Args:
         name: folder or hub name.
         flags: of the policy, for how weights are held in memory.
+        tokenizer: of the policy.
 
     Raises:
-        UserError: it cannot be found, read or used.
+        UserError: it cannot be found, read or used, or reads tokens by other numbers.
     """
     if name is None:
         return None
@@ -90,12 +94,28 @@ def load_critic(name: str | None, flags: ModelFlags) -> "nn.Module | None":
     source = hub_arguments(name, None, flags.trust_remote_code)
     adapter = ScoreAdapter.find(name, source, flag="--critic_model")
     if adapter is not None:
-        base = load_classifier(adapter.base, revision=adapter.settings.revision, **held)
+        _check_same_tokens(adapter.base, tokenizer, flags)
+        base = load_classifier(adapter.base, revision=adapter.settings.revision, tell=False, **held)
         return merged_model(load_adapter(base, str(adapter.folder), task_type="SEQ_CLS", named=adapter.named))
     with one_line_errors(f"--critic_model={name}", name):
         config = AutoConfig.from_pretrained(**source)
+    _check_same_tokens(name, tokenizer, flags)
     judges = any("SequenceClassification" in kind for kind in config.architectures or [])
     return (load_classifier if judges else load_model)(name, **held)
+
+
+def _check_same_tokens(name: str, ours: "PreTrainedTokenizerBase", flags: ModelFlags) -> None:
+    """Refuse a critic that takes the policy's ids for other tokens; without a tokenizer nothing is known of it."""
+    folder = local_folder(name)
+    if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return
+    theirs = load_tokenizer(name, trust_remote_code=flags.trust_remote_code).get_vocab()
+    other = [token for token, number in ours.get_vocab().items() if theirs.get(token) != number]
+    if other:
+        raise UserError(
+            f"--critic_model={name} has another tokenizer than the policy: {other[0]!r} is not token "
+            f"{ours.get_vocab()[other[0]]} there ({len(other)} tokens differ); give a model with the policy's, or none"
+        )
 
 
 def _source(flags: ModelFlags) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class PolicyRun:
         flags, settings = self.flags, self.settings
         adapted = self.adapter is not None or flags.lora.adapter is not None
         source = rewarded.with_policy_of(flags.source, self.builtin)
-        judge = BackboneReward.pick(flags.scoring.reward_model, source.model) if adapted else None
+        judge = BackboneReward.pick(flags.scoring.reward_model, source.model, source.revision) if adapted else None
         with rewarded.pick_rewards(flags.scoring, self.learned, judge) as rewards:
             train, held_out = rewarded.load_prompts(flags.data, self.learned, rewards, settings)
             monitor = rewarded.pick_monitor(flags.keeping.monitor, flags.watching, held_out, rewards)

@@ -53,7 +53,7 @@ class ScoreAdapter:
         from transformers.utils import cached_file, find_adapter_config_file
 
         where, place = source["pretrained_model_name_or_path"], {"revision": source["revision"]}
-        with one_line_errors(f"the reward model {name}", name):
+        with one_line_errors(f"{flag}={name}", name):
             config = find_adapter_config_file(where, local_files_only=source["local_files_only"], **place)
             if config is None:
                 return None

@@ -166,9 +166,22 @@ def test_a_critic_of_another_model(kind: str, own: Path, judge: str) -> None:  #
     assert yaml.safe_load(Path("run/config.yaml").read_text())["critic_model"] == kind
 
 
+def test_a_critic_that_reads_tokens_by_other_numbers_is_refused(own: Path, judge: str) -> None:  # noqa: F811
+    file = Path(judge) / "tokenizer.json"
+    text = json.loads(file.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["2"], vocabulary["3"] = vocabulary["3"], vocabulary["2"]
+    file.write_text(json.dumps(text))
+    code, _, err = start(*OWN, f"--critic_model={judge}", "--output_dir=run", *SMALL)
+    assert code == 2
+    assert "--critic_model=judge has another tokenizer" in err
+    assert "2 tokens differ" in err
+
+
 def test_a_critic_of_a_reward_model_that_is_an_adapter(own: Path, adapter_judge: str) -> None:  # noqa: F811
-    policy = loading.load_policy(ModelFlags(model="base"), lora=None, adapter=None, task=None, seed=0)[0]
-    critic = build_critic("separate", policy, loading.load_critic(adapter_judge, ModelFlags(model="base")))
+    flags = ModelFlags(model="base")
+    policy, tokenizer = loading.load_policy(flags, lora=None, adapter=None, task=None, seed=0)
+    critic = build_critic("separate", policy, loading.load_critic(adapter_judge, flags, tokenizer))
     assert all(parameter.requires_grad for parameter in critic.parameters())
     reward = RewardModel(adapter_judge)
     ids = torch.tensor([reward.tokenizer("12>12").input_ids])

@@ -96,7 +96,7 @@ class Oracle:
         passes, parts = self.trainer.num_iterations, self.trainer.steps_per_generation
         seed = mix(self.trainer.seed, "minibatches", experience.numbers[0])
         nothing = torch.zeros_like(truncated)
-        plan = plan_passes(kept, nothing, passes=passes, steps_per_pass=parts, seed=seed)
+        plan = plan_passes(kept, nothing, experience.lengths, passes=passes, steps_per_pass=parts, seed=seed)
         return [step.completions for step in plan]
 
     @torch.no_grad()

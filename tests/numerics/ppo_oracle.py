@@ -106,7 +106,8 @@ class Oracle:
         kept = ~truncated if self.ppo.mask_truncated else torch.ones_like(truncated)
         passes, parts = self.trainer.num_iterations, self.trainer.steps_per_generation
         seed = mix(self.trainer.seed, "minibatches", experience.numbers[0])
-        plan = plan_passes(kept, torch.zeros_like(kept), passes=passes, steps_per_pass=parts, seed=seed)
+        nothing = torch.zeros_like(kept)
+        plan = plan_passes(kept, nothing, experience.lengths, passes=passes, steps_per_pass=parts, seed=seed)
         return [step.completions for step in plan]
 
     @torch.no_grad()

@@ -89,19 +89,38 @@ def test_kl_is_a_mean_over_completions_of_sums_over_tokens() -> None:
 
 # Passes
 
+LENGTHS = torch.tensor([5, 1, 1, 9, 2, 2, 8, 1, 3, 7, 1, 4])
+
 
 def test_each_pass_has_every_completion_once_in_another_order() -> None:
     trained, idle = torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
     trained[3], idle[[5, 7]] = False, True
-    steps = plan_passes(trained, idle, passes=3, steps_per_pass=2, seed=1)
+    steps = plan_passes(trained, idle, LENGTHS, passes=3, steps_per_pass=2, seed=1)
     assert len(steps) == 6
     for number in range(3):
         first, second = steps[2 * number : 2 * number + 2]
         assert sorted(first.completions + second.completions) == [i for i in range(12) if i != 3]
         assert sorted(first.computed + second.computed) == [i for i in range(12) if i not in (3, 5, 7)]
     assert steps[0].completions != steps[2].completions
-    assert steps == plan_passes(trained, idle, passes=3, steps_per_pass=2, seed=1)
-    assert steps != plan_passes(trained, idle, passes=3, steps_per_pass=2, seed=2)
+    assert steps == plan_passes(trained, idle, LENGTHS, passes=3, steps_per_pass=2, seed=1)
+    assert steps != plan_passes(trained, idle, LENGTHS, passes=3, steps_per_pass=2, seed=2)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(64, 4), (64, 1), (10, 4), (2, 3)])
+def test_the_steps_of_a_pass_are_alike_in_number_and_in_tokens(count: int, parts: int) -> None:
+    lengths = torch.randint(1, 200, (count,), generator=torch.Generator().manual_seed(count))
+    everything, nothing = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    steps = plan_passes(everything, nothing, lengths, passes=2, steps_per_pass=parts, seed=1)
+    assert len(steps) == 2 * parts
+    for one in (steps[:parts], steps[parts:]):
+        assert sorted(i for step in one for i in step.completions) == list(range(count))
+        counts = [len(step.completions) for step in one]
+        tokens = [int(lengths[step.completions].sum()) for step in one]
+        assert max(counts) - min(counts) <= 1
+        assert max(tokens) - min(tokens) <= int(lengths.max()), "they differ by less than one completion"
+    if count == 64 and parts == 4:
+        together = {frozenset(step.completions) for step in steps}
+        assert len(together) == 8, "in another pass other completions are learned from together"
 
 
 # Micro-batches
