@@ -17,7 +17,6 @@ from relax.hub import hub_arguments, one_line_errors
 from relax.quiet import without_load_report
 from relax.rewards.reading import AnswerReader, Inputs, Turns, score_texts
 from relax.rewards.score_adapter import HEADS, ScoreAdapter
-from relax.sequence_classifier import keep_exact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +101,8 @@ def _read(logits: torch.Tensor, label: int | None) -> torch.Tensor:
 
 def _load(name: str, source: dict[str, Any], dtype: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from relax.sequence_classifier import keep_exact
 
     adapter = ScoreAdapter.find(name, source)
     with one_line_errors(f"the reward model {name}", name):

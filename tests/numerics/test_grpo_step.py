@@ -25,7 +25,7 @@ def test_every_step_follows_the_published_equation(preset: str) -> None:
     check_every_step(oracle)
     assert preset in LITERAL
     assert steps.figures[0]["ratio_max"] == steps.figures[0]["ratio_min"] == 1
-    assert steps.figures[-1]["ratio_max"] > 1.05  # off policy: the ratios count
+    assert max(figures["ratio_max"] for figures in steps.figures) > 1.05  # off policy: the ratios count
     if preset != "cispo":
         assert max(figures["clip_low"] for figures in steps.figures) > 0.02
 
