@@ -1,12 +1,12 @@
 """Whole PPO updates of ReLax, of a loop written by hand, and of TRL 1.12: where the seconds go, and peak memory.
 
     python benchmarks/ppo.py --quick
-    python benchmarks/ppo.py --trl_python=/tmp/trl/bin/python
+    python benchmarks/ppo.py --trl_python=.venv-trl/bin/python
 
 TRL 1.12 was the last with PPO and needs an environment of its own; without ``--trl_python`` its lines are left out:
 
-    python -m venv /tmp/trl
-    /tmp/trl/bin/pip install torch==2.13.0 transformers==5.23.0 'trl==1.12.*'   # torch for the CPU
+    python -m venv .venv-trl
+    .venv-trl/bin/pip install torch==2.13.0 transformers==5.23.0 'trl==1.12.*'   # torch for the CPU
 
 Random Llama-shaped models in fp32: policy, critic, reference and reward model of equal size. 64 prompts with one
 completion each; "score" is what the reward model, the reference and the critic make of them; "update" four optimizer

@@ -143,6 +143,7 @@ class AdapterCritic(Critic):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(seed, CRITIC))
             add_adapter(policy, CRITIC)
+        self._adapter = list(adapter_weights(policy, CRITIC).values())  # found once: every micro-batch asks for them
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """As in the parent."""
@@ -151,8 +152,7 @@ class AdapterCritic(Critic):
 
     def learned(self) -> list[nn.Parameter]:
         """As in the parent: with the adapter, which lies in the policy's modules."""
-        adapter = adapter_weights(self.policy, CRITIC).values()
-        return [*(p for p in adapter if p.requires_grad), *super().learned()]
+        return [*(p for p in self._adapter if p.requires_grad), *super().learned()]
 
 
 class SharedCritic(Critic):
