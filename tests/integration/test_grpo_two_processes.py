@@ -1,7 +1,7 @@
 """Two processes write what one writes and learn what it learns; they resume bit for bit; none waits for a dead one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +92,34 @@ def run_case(name: str, *callbacks: L.Callback, **settings: Any) -> dict[str, An
     return fit(*adapting, *callbacks, **CASES[name] | settings)
 
 
-def test_two_processes_write_and_learn_what_one_does(tmp_path: Path) -> None:
+def check_two_processes(
+    tmp_path: Path, cases: Iterable[str], run_case: Callable[..., dict[str, Any]], single: str
+) -> Iterator[tuple[dict[str, Any], ...]]:
+    """Two processes write and learn what one does; of each case what both of them found, and what one finds alone.
+
+    ``single`` is the case with a prompt for one rank only.
+    """
+
     def both(rank: int) -> None:
         found = {}
-        for name in CASES:
+        for name in cases:
             seen = Freshness()
             found[name] = run_case(name, seen, **TWO)
-            assert len(seen.checked) > 1 or name == "one group", "whose rollouts came from the latest weights"
+            assert len(seen.checked) > 1 or name == single, "whose rollouts came from the latest weights"
         torch.save(found, tmp_path / f"found.{rank}")
 
     assert on_two_ranks(both, tmp_path) == [0, 0], said(tmp_path, 0)[-3000:] + said(tmp_path, 1)[-3000:]
     first, second = (torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in (0, 1))
-    for name in CASES:
-        check_same(first[name], run_case(name))
+    for name in cases:
+        alone = run_case(name)
+        check_same(first[name], alone)
         torch.testing.assert_close(second[name]["experiences"], first[name]["experiences"], rtol=0, atol=0)
         torch.testing.assert_close(second[name]["gradients"], first[name]["gradients"], rtol=0, atol=0)
+        yield first[name], second[name], alone
+
+
+def test_two_processes_write_and_learn_what_one_does(tmp_path: Path) -> None:
+    assert len(list(check_two_processes(tmp_path, CASES, run_case, "one group"))) == len(CASES)
 
 
 def fit_loader(rows: list[Any], batch_size: int, **settings: Any) -> dict[str, Any]:

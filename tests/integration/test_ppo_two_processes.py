@@ -6,10 +6,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from freshness import Freshness
 from grpo_runs import diary, fine, history, state
 from ppo_runs import KillWhileAppraising, build, run
-from test_grpo_two_processes import TWO, check_same, fit
+from test_grpo_two_processes import TWO, check_two_processes, fit
 from two_ranks import on_two_ranks, said
 
 from callbacks import AdaptiveKL, NaNGuard
@@ -59,22 +58,10 @@ def run_case(name: str, *callbacks: L.Callback, **settings: Any) -> dict[str, An
 
 
 def test_two_processes_write_and_learn_what_one_does(tmp_path: Path) -> None:
-    def both(rank: int) -> None:
-        found = {}
-        for name in CASES:
-            seen = Freshness()
-            found[name] = run_case(name, seen, **TWO)
-            assert len(seen.checked) > 1 or name == "a prompt for one rank", "by the latest weights"
-        torch.save(found, tmp_path / f"found.{rank}")
-
-    assert on_two_ranks(both, tmp_path) == [0, 0], said(tmp_path, 0)[-3000:] + said(tmp_path, 1)[-3000:]
-    first, second = (torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in (0, 1))
-    for name in CASES:
-        alone = run_case(name)
-        assert first[name]["halts"] == second[name]["halts"] == alone["halts"]
-        check_same(first[name], alone)
-        torch.testing.assert_close(second[name]["experiences"], first[name]["experiences"], rtol=0, atol=0)
-        torch.testing.assert_close(second[name]["gradients"], first[name]["gradients"], rtol=0, atol=0)
+    compared = list(check_two_processes(tmp_path, CASES, run_case, "a prompt for one rank"))
+    assert len(compared) == len(CASES)
+    for first, second, alone in compared:
+        assert first["halts"] == second["halts"] == alone["halts"]
 
 
 def test_two_processes_of_which_one_is_killed_resume_bit_for_bit(tmp_path: Path) -> None:
